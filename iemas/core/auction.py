@@ -1,0 +1,364 @@
+"""Messages of the auction: ask, bid, close, allocation, transcript.
+
+The order in which they travel is the life of one task (docs/ARCHITECTURE.md). All money fields
+are integer micro-credits. Source: design §4 to §6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iemas.core.envelope import Signed
+from iemas.core.merkle import InclusionProof
+from iemas.core.report import BLOCK_KEY_BYTES, CapabilityReport, LoadReport
+from iemas.core.types import (
+    AccountId,
+    ChannelId,
+    HubId,
+    Lateness,
+    NodeId,
+    Prices,
+    UnmatchedReason,
+    require,
+    require_id,
+)
+
+MAX_TOKENS = 10_000_000
+MAX_MICROS = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A provider's price vector, standing from its ledger entry on until it is replaced."""
+
+    hub: HubId
+    prices: Prices
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """A requester's valuation of one task: opened only after its round is closed.
+
+    `prices` is the most that it pays a token of each kind, `lateness` how that falls with time,
+    `reservation_micros` the most that this task may hold of its allowance.
+    """
+
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    prices: Prices
+    lateness: Lateness
+    reservation_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.prompt_tokens <= MAX_TOKENS, "prompt_tokens must be in 1..10^7")
+        require(0 < self.max_tokens <= MAX_TOKENS, "max_tokens must be in 1..10^7")
+        require(0 < self.reservation_micros <= MAX_MICROS, "reservation must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class SealedBid:
+    """What commits a requester: the encrypted bid and the two sealed shares of its key.
+
+    `nonce` counts the account's bids on this channel in this term, from 1: the highest one tells
+    how many bid fees the channel owes. `chain_hash` commits to the encrypted block-hash chain,
+    which travels beside this message to the auctioneer alone.
+    """
+
+    hub: HubId
+    term: int
+    account: AccountId
+    channel: ChannelId
+    nonce: int
+    ciphertext: bytes
+    chain_hash: bytes
+    auctioneer_seal: bytes
+    witness_seal: bytes
+    auctioneer_share_hash: bytes
+    witness_share_hash: bytes
+
+    def __post_init__(self) -> None:
+        for name in ("account", "chain_hash", "auctioneer_share_hash", "witness_share_hash"):
+            require_id(name, getattr(self, name))
+        require(self.term >= 0 and self.nonce >= 1, "term and nonce must count up from 0 and 1")
+        require(len(self.ciphertext) <= 4096, "an encrypted bid is at most 4096 bytes")
+        require(len(self.auctioneer_seal) <= 256 and len(self.witness_seal) <= 256, "seal too long")
+
+
+@dataclass(frozen=True, slots=True)
+class BidSubmission:
+    """A sealed bid with the encrypted chain of its prompt's block keys."""
+
+    sealed_bid: Signed[SealedBid]
+    chain_ciphertext: bytes
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.chain_ciphertext) <= 400_000 * BLOCK_KEY_BYTES + 16, "block chain too long"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BidAcknowledgement:
+    """That a bid is in: signed by the witness first, then by the auctioneer."""
+
+    hub: HubId
+    term: int
+    bid_hash: bytes
+
+    def __post_init__(self) -> None:
+        require_id("bid_hash", self.bid_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClose:
+    """The auctioneer fixes the set of bids: a Merkle root over their hashes, in order.
+
+    `sealed` is false where the hub has no second live validator to witness.
+    """
+
+    hub: HubId
+    term: int
+    round: int
+    bids_root: bytes
+    bid_count: int
+    closed_at_ms: int
+    sealed: bool
+
+    def __post_init__(self) -> None:
+        require_id("bids_root", self.bids_root)
+        require(self.bid_count > 0, "a round closes over at least one bid")
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRelease:
+    """The witness opens a closed round: one key share a bid, in the close's order."""
+
+    hub: HubId
+    term: int
+    round: int
+    close_hash: bytes
+    shares: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        require_id("close_hash", self.close_hash)
+        for share in self.shares:
+            require_id("share", share)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderQos:
+    """Quantised coefficients of the QoS model for one provider, all integers.
+
+    Time to first token in µs is ``base + per_uncached_token·uncached + per_active_task·active +
+    per_pending_token·pending``, an output token takes ``token_us``, and a task yields
+    ``output_ppm`` of its `max_tokens`. `*_sd_us` are standard deviations. `samples` counts the
+    receipts behind it. Source: design §9.
+    """
+
+    provider: NodeId
+    samples: int
+    ttft_base_us: int
+    ttft_per_uncached_token_us: int
+    ttft_per_active_task_us: int
+    ttft_per_pending_token_us: int
+    ttft_sd_us: int
+    token_us: int
+    token_sd_us: int
+    output_ppm: int
+
+    def __post_init__(self) -> None:
+        require_id("provider", self.provider)
+        for name in (
+            "ttft_base_us",
+            "ttft_per_uncached_token_us",
+            "ttft_per_active_task_us",
+            "ttft_per_pending_token_us",
+            "ttft_sd_us",
+            "token_us",
+            "token_sd_us",
+        ):
+            require(0 <= getattr(self, name) <= 10**10, f"{name} must be in 0..10^10 µs")
+        require(0 < self.output_ppm <= 1_000_000, "output_ppm must be in 1..10^6")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderInput:
+    """What the round used of one provider: its signed reports, ask, model and free slots.
+
+    `digest_hash` names the cache digest that `matched_blocks` was counted in (zeros: none).
+    """
+
+    capability: Signed[CapabilityReport]
+    load: Signed[LoadReport]
+    digest_hash: bytes
+    ask: Prices
+    qos: ProviderQos
+    free_slots: int
+
+    def __post_init__(self) -> None:
+        require_id("digest_hash", self.digest_hash)
+        require(0 <= self.free_slots <= 65_536, "free_slots must be in 0..65536")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInput:
+    """What the round used of one bid: the sealed bid, both shares, and its matched blocks.
+
+    `matched_blocks` counts, per provider of the transcript, the leading blocks of the prompt
+    found in that provider's digest. `dropped` tells why a bid took no part in the matching.
+    """
+
+    sealed_bid: Signed[SealedBid]
+    auctioneer_share: bytes
+    witness_share: bytes
+    matched_blocks: tuple[int, ...]
+    dropped: UnmatchedReason
+
+
+@dataclass(frozen=True, slots=True)
+class ClearingResult:
+    """The clearing as it travels: `auctioneer.mechanism.Clearing` in plain integers.
+
+    Indices count the transcript's tasks that were not dropped, and its providers.
+    `predecessor_tasks[i]` is the task that proves slot price i least, −1 where the price is 0.
+    """
+
+    mode: str
+    assignment: tuple[int, ...]
+    welfare_micros: int
+    slot_prices_micros: tuple[int, ...]
+    predecessor_tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """All that is needed to check a round. Source: design §4 step 5, §5, §8.
+
+    It holds no prompt, no answer and no block hashes. `previous_hash` chains the transcripts of a
+    term (zeros for its first).
+    """
+
+    hub: HubId
+    term: int
+    round: int
+    auctioneer: NodeId
+    witness: NodeId
+    previous_hash: bytes
+    cleared_at_ms: int
+    close: Signed[RoundClose]
+    release: Signed[ShareRelease]
+    providers: tuple[ProviderInput, ...]
+    tasks: tuple[TaskInput, ...]
+    clearing: ClearingResult
+
+    def __post_init__(self) -> None:
+        require_id("previous_hash", self.previous_hash)
+        for task in self.tasks:
+            require(
+                len(task.matched_blocks) == len(self.providers),
+                "matched_blocks must have one entry a provider",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The auctioneer's signed decision that a provider serves a task, and on which terms.
+
+    `rates` are min(ρ·ask, bid) per kind of token, `price_micros` the expected payment P_j,
+    `reserved_micros` the largest possible payment of this task, `channel_reserved_micros` the
+    sum of such reservations for this (account, channel, provider) in the term so far: the bound
+    on what the provider can settle. `cached_tokens` is what the provider's own digest showed.
+    """
+
+    hub: HubId
+    term: int
+    round: int
+    bid_hash: bytes
+    account: AccountId
+    channel: ChannelId
+    provider: NodeId
+    prompt_tokens: int
+    cached_tokens: int
+    max_tokens: int
+    rates: Prices
+    lateness: Lateness
+    price_micros: int
+    reserved_micros: int
+    channel_reserved_micros: int
+    expected_ttft_ms: int
+    expires_at_ms: int
+    transcript_hash: bytes
+
+    def __post_init__(self) -> None:
+        for name in ("bid_hash", "account", "provider", "transcript_hash"):
+            require_id(name, getattr(self, name))
+        require(
+            0 <= self.cached_tokens <= self.prompt_tokens, "more tokens cached than in the prompt"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """The auctioneer's signed decision that a task got no provider, and what it would have taken.
+
+    `price_to_beat_micros` is by how much the bid's welfare fell short at its best provider
+    (0 if unknown or infeasible everywhere).
+    """
+
+    hub: HubId
+    term: int
+    round: int
+    bid_hash: bytes
+    account: AccountId
+    reason: UnmatchedReason
+    price_to_beat_micros: int
+    transcript_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """What one bidder gets back: its signed allocation or "unmatched", and the inclusion proof."""
+
+    close: Signed[RoundClose]
+    inclusion_proof: InclusionProof
+    allocation: Signed[Allocation] | None
+    unmatched: Signed[Unmatched] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CountersignRequest:
+    """The auctioneer passes sealed bids on to the witness."""
+
+    bids: tuple[Signed[SealedBid], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountersignResponse:
+    """The witness's signed acknowledgements, and the hashes of bids that it refuses and why."""
+
+    acknowledgements: tuple[Signed[BidAcknowledgement], ...]
+    refused: tuple[bytes, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseNotice:
+    """A signed close with the bid hashes under its root, in order."""
+
+    close: Signed[RoundClose]
+    bid_hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNotice:
+    """The witness's release of a closed round's key shares."""
+
+    release: Signed[ShareRelease]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptNotice:
+    """A round's signed transcript, to every node of the hub."""
+
+    transcript: Signed[Transcript]

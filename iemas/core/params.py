@@ -1,0 +1,110 @@
+"""Genesis: the chain's first facts, and the market's parameters.
+
+The genesis file is JSON, the same on every node; the chain id contains its hash, so nodes of
+different geneses refuse each other's signatures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iemas.core.encoding import compute_hash
+from iemas.core.types import AccountId, HubId, NodeId, require, require_id
+
+
+@dataclass(frozen=True, slots=True)
+class MarketParams:
+    """What all nodes of a market must agree on. Units are in the names."""
+
+    mode: str = "client"
+    """Clearing mode, see docs/spec/auction.md."""
+    cache_affinity: bool = True
+    """Whether the valuation counts cached tokens (off only to measure what it brings)."""
+    term_ms: int = 10_000
+    """Length of an auctioneer's term in ledger time."""
+    round_window_ms: int = 25
+    """The longest a busy auctioneer batches bids before it closes a round."""
+    round_max_bids: int = 256
+    allocation_ttl_ms: int = 10_000
+    report_max_age_ms: int = 15_000
+    """How old a load report or digest may be when a round uses it."""
+    clock_tolerance_ms: int = 2_000
+    settle_terms: int = 6
+    """A term can be settled until this many terms after it; then its allowances are free."""
+    allowance_divisor: int = 4
+    """A term's allowance is the account's free escrow divided by this."""
+    bid_fee_micros: int = 1
+    receipt_interval_tokens: int = 16
+    window_tokens: int = 48
+    """A provider stops when so many output tokens are unacknowledged."""
+    probe_interval_ms: int = 500
+    probe_misses: int = 3
+    """A peer is suspected after so many unanswered probes."""
+    block_interval_ms: int = 50
+    """The least time between two blocks."""
+    idle_block_interval_ms: int = 5_000
+    """A block is made at least so often."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                least = 0 if name == "bid_fee_micros" else 1
+                require(value >= least, f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisValidator:
+    """A node that may be auctioneer or witness, with its stake."""
+
+    node_id: NodeId
+    stake_micros: int
+
+    def __post_init__(self) -> None:
+        require_id("node_id", self.node_id)
+        require(0 < self.stake_micros <= 2**53, "stake_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisAccount:
+    """Money that an account starts with; `escrow_micros` of it already in the hub's escrow."""
+
+    account: AccountId
+    available_micros: int
+    escrow_micros: int = 0
+
+    def __post_init__(self) -> None:
+        require_id("account", self.account)
+        require(self.available_micros >= 0 and self.escrow_micros >= 0, "money is never negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """The chain's first facts. `sequencer` orders blocks and is no validator, so it is never
+    the auctioneer."""
+
+    name: str
+    time_ms: int
+    hub: HubId
+    model: str
+    sequencer: NodeId
+    validators: tuple[GenesisValidator, ...]
+    accounts: tuple[GenesisAccount, ...]
+    params: MarketParams
+
+    def __post_init__(self) -> None:
+        require_id("sequencer", self.sequencer)
+        require(bool(self.name and self.hub and self.model), "name, hub and model must be set")
+        require(len(self.validators) > 0, "a market needs at least one validator")
+        ids = [validator.node_id for validator in self.validators]
+        require(len(set(ids)) == len(ids), "a validator is named twice")
+        require(
+            self.sequencer not in ids or len(ids) == 1,
+            "the sequencer must not be a validator (it could become the auctioneer)",
+        )
+        names = [account.account for account in self.accounts]
+        require(len(set(names)) == len(names), "an account is named twice")
+
+    def compute_chain_id(self, genesis_bytes: bytes) -> str:
+        """Give the chain id: the market's name and the hash of its genesis file's bytes."""
+        return f"{self.name}-{compute_hash(genesis_bytes).hex()[:16]}"

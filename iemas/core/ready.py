@@ -1,0 +1,72 @@
+"""What a step of a protocol component gives back: effects as values.
+
+Every component has the shape ``step(input, now_ms=…) -> Ready``. The one driver (`node.daemon`;
+`iemas.testing` in simulations) carries the effects out, in this order: persist (and fsync), send,
+then arm one timer. Source: docs/ARCHITECTURE.md; etcd raft's `Ready`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from iemas.core.types import NodeId
+
+
+class RecordKind(StrEnum):
+    """The tables of a node's store."""
+
+    BLOCK = "block"
+    TRANSCRIPT = "transcript"
+    COUNTERSIGNED_BID = "countersigned_bid"
+    RELEASED_CLOSE = "released_close"
+    CLOSED_ROUND = "closed_round"
+    UNSETTLED = "unsettled"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One durable write: a message (a dataclass or `Signed`) under a key; None deletes it.
+
+    Keys sort as bytes; numbers in keys are 8 bytes big-endian.
+    """
+
+    kind: RecordKind
+    key: bytes
+    value: object | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One message to a peer."""
+
+    to: NodeId
+    message: object
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something worth a log line and a count: a snake_case name, ids and numbers. No prompts."""
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Effects of one step: persist, then send, then wait no longer than `wake_at_ms`."""
+
+    persist: tuple[Record, ...] = ()
+    send: tuple[Send, ...] = ()
+    events: tuple[Event, ...] = ()
+    wake_at_ms: int | None = None
+
+    def __add__(self, other: Ready) -> Ready:
+        wakes = [at for at in (self.wake_at_ms, other.wake_at_ms) if at is not None]
+        return Ready(
+            self.persist + other.persist,
+            self.send + other.send,
+            self.events + other.events,
+            min(wakes) if wakes else None,
+        )

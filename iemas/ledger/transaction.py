@@ -1,0 +1,204 @@
+"""Transactions and blocks of the ledger, and the codes of their results.
+
+A transaction is signed by the account that it acts for; its id is the hash of its envelope, which
+makes submitting it again idempotent. A refusal is a recorded result with a reason code, the same
+on every replica. Source: design §7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from iemas.core.auction import Allocation, Ask, SealedBid, Transcript
+from iemas.core.envelope import Signed
+from iemas.core.execution import ChannelTotal
+from iemas.core.types import AccountId, HubId, NodeId, require, require_id
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFunds:
+    """Move available money to another account."""
+
+    to: AccountId
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require_id("to", self.to)
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class FundEscrow:
+    """Move available money into the account's escrow in a hub."""
+
+    hub: HubId
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawEscrow:
+    """Move escrow that no open term may still settle back to available."""
+
+    hub: HubId
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class PostAsk:
+    """Make this the sender's standing ask."""
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class AccountHold:
+    """How much of an account's allowance a term's rounds reserved in all."""
+
+    account: AccountId
+    reserved_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRoots:
+    """The auctioneer closes its books on a term.
+
+    `transcript_hashes` are its rounds' transcripts in order. `holds` frees what the term's
+    allowances did not reserve. `bids` carries each channel's last sealed bid, whose nonce counts
+    the bid fees that the channel owes.
+    """
+
+    hub: HubId
+    term: int
+    transcript_hashes: tuple[bytes, ...]
+    holds: tuple[AccountHold, ...]
+    bids: tuple[Signed[SealedBid], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementEntry:
+    """One co-signed total with the latest allocation that bounds it."""
+
+    allocation: Signed[Allocation]
+    total: Signed[ChannelTotal]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A provider settles many tasks at once: one entry a (account, channel, term)."""
+
+    entries: tuple[SettlementEntry, ...]
+
+    def __post_init__(self) -> None:
+        require(0 < len(self.entries) <= 1000, "a settlement has 1 to 1000 entries")
+
+
+@dataclass(frozen=True, slots=True)
+class AbsenceVote:
+    """A validator's vote that another one does not answer in this term."""
+
+    hub: HubId
+    term: int
+    validator: NodeId
+
+    def __post_init__(self) -> None:
+        require_id("validator", self.validator)
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnToDuty:
+    """A validator that was voted absent says that it is back."""
+
+    hub: HubId
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptEvidence:
+    """A transcript that does not re-check, signed by its auctioneer: every replica re-checks it.
+
+    If it is wrong, its auctioneer is taken out of the election until it returns to duty.
+    """
+
+    transcript: Signed[Transcript]
+
+
+TransactionBody = (
+    TransferFunds
+    | FundEscrow
+    | WithdrawEscrow
+    | PostAsk
+    | RoundRoots
+    | Settle
+    | AbsenceVote
+    | ReturnToDuty
+    | TranscriptEvidence
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One change to the ledger, asked for by `account` under a nonce above its last one."""
+
+    account: AccountId
+    nonce: int
+    body: TransactionBody
+
+    def __post_init__(self) -> None:
+        require_id("account", self.account)
+        require(1 <= self.nonce < 2**63, "nonce must be positive")
+
+
+class ResultCode(IntEnum):
+    """What became of an ordered transaction."""
+
+    UNSPECIFIED = 0
+    OK = 1
+    WRONG_SIGNER = 14
+    NONCE_TOO_LOW = 2
+    INSUFFICIENT_BALANCE = 3
+    UNKNOWN_ACCOUNT = 4
+    UNKNOWN_HUB = 5
+    UNKNOWN_TERM = 6
+    NOT_AUCTIONEER = 7
+    NOT_VALIDATOR = 8
+    ALREADY_DONE = 9
+    STALE_TOTAL = 10
+    OVER_RESERVATION = 11
+    OVER_ALLOWANCE = 12
+    INVALID_ENTRY = 13
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionResult:
+    """The recorded result of one transaction; `detail` says for a Settle which entries failed."""
+
+    code: ResultCode
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Ordered transactions at a height, signed by the proposer.
+
+    `state_root` is the root *after the previous block* (CometBFT's app hash), so every replica
+    that applies this block first checks that it agrees on all before it. `time_ms` is ledger
+    time: it never goes back. Source: design §7.
+    """
+
+    chain_id: str
+    height: int
+    previous_hash: bytes
+    time_ms: int
+    state_root: bytes
+    transactions: tuple[Signed[Transaction], ...]
+
+    def __post_init__(self) -> None:
+        require_id("previous_hash", self.previous_hash)
+        require_id("state_root", self.state_root)
+        require(self.height >= 1, "heights count from 1")
