@@ -236,7 +236,8 @@ class Transcript:
     """All that is needed to check a round. Source: design §4 step 5, §5, §8.
 
     It holds no prompt, no answer and no block hashes. `previous_hash` chains the transcripts of a
-    term (zeros for its first).
+    term (zeros for its first). `ledger_height` is the auctioneer's when it cleared: a verifier that
+    is behind waits for it.
     """
 
     hub: HubId
@@ -246,6 +247,7 @@ class Transcript:
     witness: NodeId
     previous_hash: bytes
     cleared_at_ms: int
+    ledger_height: int
     close: Signed[RoundClose]
     release: Signed[ShareRelease]
     providers: tuple[ProviderInput, ...]
@@ -362,3 +364,22 @@ class TranscriptNotice:
     """A round's signed transcript, to every node of the hub."""
 
     transcript: Signed[Transcript]
+
+
+@dataclass(frozen=True, slots=True)
+class BidAccepted:
+    """The bid is in: the witness's and the auctioneer's signature on the same acknowledgement."""
+
+    witness_acknowledgement: Signed[BidAcknowledgement]
+    auctioneer_acknowledgement: Signed[BidAcknowledgement]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A named refusal: the error's class name, and what to do."""
+
+    error: str
+    message: str
+
+
+BidAnswer = BidAccepted | RoundOutcome | Refusal

@@ -66,6 +66,10 @@ class FutureReportError(InvalidReportError):
     """The report is dated later than clock tolerance allows."""
 
 
+class UnknownSignerError(InvalidReportError):
+    """No capability report of the signer is held, so its other reports mean nothing yet."""
+
+
 class WrongSignerError(InvalidReportError):
     """The report speaks of a node other than its signer."""
 

@@ -82,7 +82,8 @@ class Receipt:
     ``amount = floor((uncached·prompt + billed_cached·cached)·prompt_late_ppm +
     output_rate·output_late_ppm_tokens, 10^12)``. `elapsed_ms` runs from acceptance of the task
     to the last token, less the time spent waiting with a full unacknowledged window.
-    `output_hash` chains the delivered token ids.
+    `output_hash` chains the delivered token ids. `active_tasks` counts the provider's other tasks
+    when this one was accepted: what its time to first token depends on.
     """
 
     allocation_hash: bytes
@@ -103,6 +104,7 @@ class Receipt:
     amount_micros: int
     output_hash: bytes
     active_tasks: int
+    max_tokens: int
     finish: FinishReason
 
     def __post_init__(self) -> None:

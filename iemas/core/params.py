@@ -81,7 +81,8 @@ class GenesisAccount:
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """The chain's first facts. `sequencer` orders blocks and is no validator, so it is never
-    the auctioneer."""
+    the auctioneer.
+    """
 
     name: str
     time_ms: int

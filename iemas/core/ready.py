@@ -46,6 +46,15 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One message to a bidder, on the bid stream that its bid came in on."""
+
+    stream: int
+    bid_hash: bytes
+    message: object
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something worth a log line and a count: a snake_case name, ids and numbers. No prompts."""
 
@@ -55,10 +64,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Effects of one step: persist, then send, then wait no longer than `wake_at_ms`."""
+    """Effects of one step: persist, then send and answer, then wait no longer than `wake_at_ms`."""
 
     persist: tuple[Record, ...] = ()
     send: tuple[Send, ...] = ()
+    answers: tuple[Answer, ...] = ()
     events: tuple[Event, ...] = ()
     wake_at_ms: int | None = None
 
@@ -67,6 +77,7 @@ class Ready:
         return Ready(
             self.persist + other.persist,
             self.send + other.send,
+            self.answers + other.answers,
             self.events + other.events,
             min(wakes) if wakes else None,
         )

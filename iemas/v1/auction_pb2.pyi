@@ -438,6 +438,7 @@ class Transcript(_message.Message):
     WITNESS_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     CLEARED_AT_MS_FIELD_NUMBER: _builtins.int
+    LEDGER_HEIGHT_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
@@ -450,6 +451,7 @@ class Transcript(_message.Message):
     witness: _builtins.bytes
     previous_hash: _builtins.bytes
     cleared_at_ms: _builtins.int
+    ledger_height: _builtins.int
     @_builtins.property
     def close(self) -> _types_pb2.Envelope:
         """of RoundClose"""
@@ -474,6 +476,7 @@ class Transcript(_message.Message):
         witness: _builtins.bytes = ...,
         previous_hash: _builtins.bytes = ...,
         cleared_at_ms: _builtins.int = ...,
+        ledger_height: _builtins.int = ...,
         close: _types_pb2.Envelope | None = ...,
         release: _types_pb2.Envelope | None = ...,
         providers: _abc.Iterable[Global___ProviderInput] | None = ...,
@@ -482,7 +485,7 @@ class Transcript(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clearing", b"clearing", "close", b"close", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "ledger_height", b"ledger_height", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -775,3 +778,57 @@ class TranscriptNotice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TranscriptNotice: _TypeAlias = TranscriptNotice  # noqa: Y015
+
+@_typing.final
+class BidAccepted(_message.Message):
+    """The bid is in: the witness's and the auctioneer's signature on the same acknowledgement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITNESS_ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    AUCTIONEER_ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def witness_acknowledgement(self) -> _types_pb2.Envelope:
+        """of BidAcknowledgement"""
+
+    @_builtins.property
+    def auctioneer_acknowledgement(self) -> _types_pb2.Envelope:
+        """of BidAcknowledgement"""
+
+    def __init__(
+        self,
+        *,
+        witness_acknowledgement: _types_pb2.Envelope | None = ...,
+        auctioneer_acknowledgement: _types_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auctioneer_acknowledgement", b"auctioneer_acknowledgement", "witness_acknowledgement", b"witness_acknowledgement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer_acknowledgement", b"auctioneer_acknowledgement", "witness_acknowledgement", b"witness_acknowledgement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BidAccepted: _TypeAlias = BidAccepted  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """A named refusal: the error's class name, and what to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        error: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015

@@ -23,24 +23,19 @@ _sym_db = _symbol_database.Default()
 
 
 from iemas.v1 import auction_pb2 as iemas_dot_v1_dot_auction__pb2
-from iemas.v1 import types_pb2 as iemas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eiemas/v1/auction_service.proto\x12\x08iemas.v1\x1a\x16iemas/v1/auction.proto\x1a\x14iemas/v1/types.proto\"9\n\nBidRequest\x12+\n\nsubmission\x18\x01 \x01(\x0b\x32\x17.iemas.v1.BidSubmission\"\xa5\x01\n\x0b\x42idResponse\x12\x10\n\x08\x62id_hash\x18\x01 \x01(\x0c\x12)\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x15.iemas.v1.BidAcceptedH\x00\x12)\n\x07outcome\x18\x03 \x01(\x0b\x32\x16.iemas.v1.RoundOutcomeH\x00\x12$\n\x07refused\x18\x04 \x01(\x0b\x32\x11.iemas.v1.RefusalH\x00\x42\x08\n\x06\x61nswer\"z\n\x0b\x42idAccepted\x12\x33\n\x17witness_acknowledgement\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x36\n\x1a\x61uctioneer_acknowledgement\x18\x02 \x01(\x0b\x32\x12.iemas.v1.Envelope\")\n\x07Refusal\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t2H\n\x0e\x41uctionService\x12\x36\n\x03\x42id\x12\x14.iemas.v1.BidRequest\x1a\x15.iemas.v1.BidResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eiemas/v1/auction_service.proto\x12\x08iemas.v1\x1a\x16iemas/v1/auction.proto\"9\n\nBidRequest\x12+\n\nsubmission\x18\x01 \x01(\x0b\x32\x17.iemas.v1.BidSubmission\"\xa5\x01\n\x0b\x42idResponse\x12\x10\n\x08\x62id_hash\x18\x01 \x01(\x0c\x12)\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x15.iemas.v1.BidAcceptedH\x00\x12)\n\x07outcome\x18\x03 \x01(\x0b\x32\x16.iemas.v1.RoundOutcomeH\x00\x12$\n\x07refused\x18\x04 \x01(\x0b\x32\x11.iemas.v1.RefusalH\x00\x42\x08\n\x06\x61nswer2H\n\x0e\x41uctionService\x12\x36\n\x03\x42id\x12\x14.iemas.v1.BidRequest\x1a\x15.iemas.v1.BidResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'iemas.v1.auction_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BIDREQUEST']._serialized_start=90
-  _globals['_BIDREQUEST']._serialized_end=147
-  _globals['_BIDRESPONSE']._serialized_start=150
-  _globals['_BIDRESPONSE']._serialized_end=315
-  _globals['_BIDACCEPTED']._serialized_start=317
-  _globals['_BIDACCEPTED']._serialized_end=439
-  _globals['_REFUSAL']._serialized_start=441
-  _globals['_REFUSAL']._serialized_end=482
-  _globals['_AUCTIONSERVICE']._serialized_start=484
-  _globals['_AUCTIONSERVICE']._serialized_end=556
+  _globals['_BIDREQUEST']._serialized_start=68
+  _globals['_BIDREQUEST']._serialized_end=125
+  _globals['_BIDRESPONSE']._serialized_start=128
+  _globals['_BIDRESPONSE']._serialized_end=293
+  _globals['_AUCTIONSERVICE']._serialized_start=295
+  _globals['_AUCTIONSERVICE']._serialized_end=367
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,6 @@ The requester's way into the auction."""
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from iemas.v1 import auction_pb2 as _auction_pb2
-from iemas.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -49,18 +48,18 @@ class BidResponse(_message.Message):
     bid_hash: _builtins.bytes
     """Hash of the sealed bid that this answers."""
     @_builtins.property
-    def accepted(self) -> Global___BidAccepted: ...
+    def accepted(self) -> _auction_pb2.BidAccepted: ...
     @_builtins.property
     def outcome(self) -> _auction_pb2.RoundOutcome: ...
     @_builtins.property
-    def refused(self) -> Global___Refusal: ...
+    def refused(self) -> _auction_pb2.Refusal: ...
     def __init__(
         self,
         *,
         bid_hash: _builtins.bytes = ...,
-        accepted: Global___BidAccepted | None = ...,
+        accepted: _auction_pb2.BidAccepted | None = ...,
         outcome: _auction_pb2.RoundOutcome | None = ...,
-        refused: Global___Refusal | None = ...,
+        refused: _auction_pb2.Refusal | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "outcome", b"outcome", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -71,57 +70,3 @@ class BidResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
 Global___BidResponse: _TypeAlias = BidResponse  # noqa: Y015
-
-@_typing.final
-class BidAccepted(_message.Message):
-    """The bid is in: both signatures over the same acknowledgement."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WITNESS_ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
-    AUCTIONEER_ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def witness_acknowledgement(self) -> _types_pb2.Envelope:
-        """of BidAcknowledgement"""
-
-    @_builtins.property
-    def auctioneer_acknowledgement(self) -> _types_pb2.Envelope:
-        """of BidAcknowledgement"""
-
-    def __init__(
-        self,
-        *,
-        witness_acknowledgement: _types_pb2.Envelope | None = ...,
-        auctioneer_acknowledgement: _types_pb2.Envelope | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auctioneer_acknowledgement", b"auctioneer_acknowledgement", "witness_acknowledgement", b"witness_acknowledgement"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer_acknowledgement", b"auctioneer_acknowledgement", "witness_acknowledgement", b"witness_acknowledgement"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___BidAccepted: _TypeAlias = BidAccepted  # noqa: Y015
-
-@_typing.final
-class Refusal(_message.Message):
-    """A named refusal: the error's class name and what to do."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ERROR_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    error: _builtins.str
-    message: _builtins.str
-    def __init__(
-        self,
-        *,
-        error: _builtins.str = ...,
-        message: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Refusal: _TypeAlias = Refusal  # noqa: Y015

@@ -151,6 +151,7 @@ class Receipt(_message.Message):
     AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
     OUTPUT_HASH_FIELD_NUMBER: _builtins.int
     ACTIVE_TASKS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
     allocation_hash: _builtins.bytes
     account: _builtins.bytes
@@ -170,6 +171,7 @@ class Receipt(_message.Message):
     amount_micros: _builtins.int
     output_hash: _builtins.bytes
     active_tasks: _builtins.int
+    max_tokens: _builtins.int
     finish: _types_pb2.FinishReason.ValueType
     def __init__(
         self,
@@ -192,11 +194,12 @@ class Receipt(_message.Message):
         amount_micros: _builtins.int = ...,
         output_hash: _builtins.bytes = ...,
         active_tasks: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
         finish: _types_pb2.FinishReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "active_tasks", b"active_tasks", "allocation_hash", b"allocation_hash", "amount_micros", b"amount_micros", "billed_cached_tokens", b"billed_cached_tokens", "cached_tokens", b"cached_tokens", "channel", b"channel", "elapsed_ms", b"elapsed_ms", "finish", b"finish", "hub", b"hub", "output_hash", b"output_hash", "output_late_ppm_tokens", b"output_late_ppm_tokens", "output_tokens", b"output_tokens", "prompt_late_ppm", b"prompt_late_ppm", "prompt_tokens", b"prompt_tokens", "provider", b"provider", "sequence", b"sequence", "term", b"term", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "active_tasks", b"active_tasks", "allocation_hash", b"allocation_hash", "amount_micros", b"amount_micros", "billed_cached_tokens", b"billed_cached_tokens", "cached_tokens", b"cached_tokens", "channel", b"channel", "elapsed_ms", b"elapsed_ms", "finish", b"finish", "hub", b"hub", "max_tokens", b"max_tokens", "output_hash", b"output_hash", "output_late_ppm_tokens", b"output_late_ppm_tokens", "output_tokens", b"output_tokens", "prompt_late_ppm", b"prompt_late_ppm", "prompt_tokens", b"prompt_tokens", "provider", b"provider", "sequence", b"sequence", "term", b"term", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

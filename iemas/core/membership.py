@@ -1,0 +1,330 @@
+"""Membership: which nodes there are, what they last reported, and who answers.
+
+Reports are pushed when they change and pulled by anti-entropy, on join and periodically, so that a
+late joiner knows everything after one exchange. Every peer is probed; one that misses
+`probe_misses` probes in a row is suspected until anything arrives from it again. A pure state
+machine: docs/spec/membership.md numbers its rules. Source: design §8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from iemas.core.envelope import Signed, verify_signed
+from iemas.core.errors import (
+    ContradictoryReportError,
+    FutureReportError,
+    InvalidInputError,
+    ReplayedReportError,
+    StaleReportError,
+    UnknownSignerError,
+    WrongSignerError,
+)
+from iemas.core.gossip import (
+    ExchangeRequest,
+    ExchangeResponse,
+    Probe,
+    ProbeAcknowledgement,
+    ReportPush,
+    ReportVersion,
+    SignedReport,
+)
+from iemas.core.params import MarketParams
+from iemas.core.ready import Event, Ready, Send
+from iemas.core.report import CacheDigest, CapabilityReport, LoadReport, Report
+from iemas.core.types import NodeId, short_id
+
+EXCHANGE_INTERVAL_MS = 5_000
+MAX_NODES = 10_000
+
+GossipMessage = ReportPush | ExchangeRequest | ExchangeResponse | Probe | ProbeAcknowledgement
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveGossip:
+    """A membership message arrived from a peer."""
+
+    sender: NodeId
+    message: GossipMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """This node has a new report of its own."""
+
+    report: Signed[Report]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+MembershipInput = ReceiveGossip | PublishReport | Tick
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    """The last accepted report of each kind of one node, and how it answers probes."""
+
+    capability: Signed[CapabilityReport]
+    load: Signed[LoadReport] | None = None
+    digest: Signed[CacheDigest] | None = None
+    missed_probes: int = 0
+    exchanged: bool = False
+
+    def get_reports(self) -> Iterator[Signed[Report]]:
+        """Give the reports held, the capability report first."""
+        yield self.capability
+        if self.load is not None:
+            yield self.load
+        if self.digest is not None:
+            yield self.digest
+
+    def get_held(self, kind: type[Report]) -> Signed[Report] | None:
+        """Give the report held of one kind."""
+        if kind is CapabilityReport:
+            return self.capability
+        return self.load if kind is LoadReport else self.digest
+
+
+class Membership:
+    """The table of nodes and the three protocols that keep it: push, exchange, probe."""
+
+    def __init__(self, *, own_id: NodeId, chain_id: str, params: MarketParams) -> None:
+        self._own_id = own_id
+        self._chain_id = chain_id
+        self._params = params
+        self._nodes: dict[NodeId, NodeRecord] = {}
+        self._probe_sequence = 0
+        self._next_probe_ms = 0
+        self._next_exchange_ms = 0
+        self._exchange_turn = 0
+
+    # --- reads -------------------------------------------------------------------------------
+
+    def get_node(self, node_id: NodeId) -> NodeRecord | None:
+        """Give what is known of a node, this one included."""
+        return self._nodes.get(node_id)
+
+    def get_nodes(self) -> list[tuple[NodeId, NodeRecord]]:
+        """Give all known nodes in order of their ids."""
+        return sorted(self._nodes.items())
+
+    def get_peers(self) -> list[NodeId]:
+        """Give the ids of all known nodes but this one."""
+        return [node_id for node_id in sorted(self._nodes) if node_id != self._own_id]
+
+    def is_suspected(self, node_id: NodeId) -> bool:
+        """Tell whether a known peer has missed too many probes."""
+        record = self._nodes.get(node_id)
+        return record is not None and record.missed_probes > self._params.probe_misses
+
+    def get_reports(self) -> tuple[SignedReport, ...]:
+        """Give every report held, for a newcomer."""
+        return tuple(
+            SignedReport.wrap(report)
+            for _, record in self.get_nodes()
+            for report in record.get_reports()
+        )
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def step(self, inp: MembershipInput, *, now_ms: int) -> Ready:
+        """Advance by one input.
+
+        Raises: InvalidInputError when a peer's exchange message is itself wrong; a bad report
+            inside a message is counted by an event, and the others of that message still hold.
+        """
+        match inp:
+            case PublishReport(report):
+                self._accept(report, now_ms)
+                return self._push((SignedReport.wrap(report),), to=self.get_peers())
+            case ReceiveGossip(sender, message):
+                ready = self._receive(sender, message, now_ms)
+                record = self._nodes.get(sender)
+                if record is not None:
+                    if self.is_suspected(sender):
+                        ready += Ready(events=(Event("peer_alive", {"peer": short_id(sender)}),))
+                    record.missed_probes = 0
+                return ready
+            case Tick():
+                return self._tick(now_ms)
+
+    def _receive(self, sender: NodeId, message: GossipMessage, now_ms: int) -> Ready:
+        match message:
+            case ReportPush(reports):
+                return self._absorb(sender, reports, now_ms)
+            case ExchangeRequest(versions):
+                response = ExchangeResponse(self._select_missing(versions), self._get_versions())
+                return Ready(send=(Send(sender, response),))
+            case ExchangeResponse(reports, versions):
+                ready = self._absorb(sender, reports, now_ms)
+                if sender in self._nodes:
+                    self._nodes[sender].exchanged = True
+                return ready + self._push(self._select_missing(versions), to=[sender])
+            case Probe(sequence):
+                return Ready(send=(Send(sender, ProbeAcknowledgement(sequence)),))
+            case ProbeAcknowledgement():
+                return Ready()  # that it arrived is all there is to know
+
+    def _absorb(
+        self, sender: NodeId, reports: tuple[SignedReport, ...], now_ms: int
+    ) -> Ready:
+        """Accept what is valid and new; tell the others of nodes seen for the first time."""
+        ready = Ready()
+        for wrapped in reports:
+            report = wrapped.unwrap()
+            if report is None:
+                continue
+            known = report.message.stamp.node_id in self._nodes
+            try:
+                self._accept(report, now_ms)
+            except ReplayedReportError:
+                continue  # anti-entropy and pushes cross: the same report twice is no offence
+            except InvalidInputError as error:
+                fields = {
+                    "error": type(error).__name__,
+                    "node": short_id(report.message.stamp.node_id),
+                    "peer": short_id(sender),
+                }
+                ready += Ready(events=(Event("report_refused", fields),))
+                continue
+            if not known:
+                others = [peer for peer in self.get_peers() if peer != sender]
+                ready += self._push((wrapped,), to=others)
+        return ready
+
+    def receive_report(self, report: Signed[Report], *, now_ms: int) -> Ready:
+        """Accept one report outside an exchange (a newcomer that joins through this node).
+
+        Raises: InvalidReportError, InvalidSignatureError.
+        """
+        known = report.message.stamp.node_id in self._nodes
+        self._accept(report, now_ms)
+        if known:
+            return Ready()
+        return self._push((SignedReport.wrap(report),), to=self.get_peers())
+
+    def _accept(self, report: Signed[Report], now_ms: int) -> None:
+        """Check a report by the rules and take it in. Raises: InvalidReportError and others."""
+        stamp = report.message.stamp
+        record = self._nodes.get(stamp.node_id)
+        held = record.get_held(type(report.message)) if record is not None else None
+        if held is not None and held.hash == report.hash:
+            raise ReplayedReportError(node_id=stamp.node_id)
+        verify_signed(report, self._chain_id)
+        if report.signer_id != stamp.node_id:
+            raise WrongSignerError(node_id=stamp.node_id, signer_id=report.signer_id)
+        if stamp.issued_at_ms > now_ms + self._params.clock_tolerance_ms:
+            raise FutureReportError(node_id=stamp.node_id, issued_at_ms=stamp.issued_at_ms)
+        if stamp.expires_at_ms + self._params.clock_tolerance_ms <= now_ms:
+            raise StaleReportError(node_id=stamp.node_id, expires_at_ms=stamp.expires_at_ms)
+        if held is not None:
+            held_order = held.message.stamp.order
+            if stamp.order == held_order:
+                raise ContradictoryReportError(node_id=stamp.node_id, order=stamp.order)
+            if stamp.order < held_order:
+                raise StaleReportError(node_id=stamp.node_id, order=stamp.order)
+        self._store(report, record)
+
+    def _store(self, report: Signed[Report], record: NodeRecord | None) -> None:
+        node_id = report.message.stamp.node_id
+        match report:
+            case Signed(CapabilityReport(), _):
+                if record is None:
+                    if len(self._nodes) >= MAX_NODES:
+                        raise StaleReportError("the table of nodes is full", node_id=node_id)
+                    self._nodes[node_id] = NodeRecord(report)  # type: ignore[arg-type]
+                    return
+                if record.capability.message.stamp.incarnation < report.message.stamp.incarnation:
+                    # A restarted node: what its earlier process reported no longer holds.
+                    record.load = record.digest = None
+                    record.exchanged = False
+                record.capability = report  # type: ignore[assignment]
+            case _ if record is None:
+                raise UnknownSignerError(node_id=node_id)
+            case Signed(LoadReport(), _):
+                record.load = report  # type: ignore[assignment]
+            case Signed(CacheDigest(), _):
+                record.digest = report  # type: ignore[assignment]
+
+    # --- anti-entropy and probes -------------------------------------------------------------
+
+    def _get_versions(self) -> tuple[ReportVersion, ...]:
+        versions = []
+        for node_id, record in self.get_nodes():
+            load = record.load.message.stamp.order if record.load else (0, 0)
+            digest = record.digest.message.stamp.order if record.digest else (0, 0)
+            capability = record.capability.message.stamp.order
+            versions.append(ReportVersion(node_id, *capability, *load, *digest))
+        return tuple(versions)
+
+    def _select_missing(self, versions: tuple[ReportVersion, ...]) -> tuple[SignedReport, ...]:
+        """Give the reports held here that are newer than the versions named."""
+        theirs = {version.node_id: version for version in versions}
+        missing = []
+        for node_id, record in self.get_nodes():
+            version = theirs.get(node_id)
+            for report in record.get_reports():
+                order = report.message.stamp.order
+                if version is None or order > _get_order(version, type(report.message)):
+                    missing.append(SignedReport.wrap(report))
+        return tuple(missing)
+
+    def _push(self, reports: tuple[SignedReport, ...], *, to: list[NodeId]) -> Ready:
+        if not reports:
+            return Ready()
+        return Ready(send=tuple(Send(peer, ReportPush(reports)) for peer in to))
+
+    def _tick(self, now_ms: int) -> Ready:
+        ready = self._expire(now_ms)
+        peers = self.get_peers()
+        if now_ms >= self._next_exchange_ms:
+            self._next_exchange_ms = now_ms + EXCHANGE_INTERVAL_MS
+            for peer in self._choose_exchange_peers(peers):
+                ready += Ready(send=(Send(peer, ExchangeRequest(self._get_versions())),))
+        if now_ms >= self._next_probe_ms:
+            self._next_probe_ms = now_ms + self._params.probe_interval_ms
+            self._probe_sequence += 1
+            for peer in peers:
+                ready += self._probe(peer)
+        return ready + Ready(wake_at_ms=min(self._next_probe_ms, self._next_exchange_ms))
+
+    def _choose_exchange_peers(self, peers: list[NodeId]) -> list[NodeId]:
+        """Choose every peer not exchanged with yet, and otherwise the next one in turn."""
+        fresh = [peer for peer in peers if not self._nodes[peer].exchanged]
+        if fresh or not peers:
+            return fresh
+        self._exchange_turn += 1
+        return [peers[self._exchange_turn % len(peers)]]
+
+    def _probe(self, peer: NodeId) -> Ready:
+        record = self._nodes[peer]
+        record.missed_probes += 1
+        events: tuple[Event, ...] = ()
+        if record.missed_probes == self._params.probe_misses + 1:
+            events = (Event("peer_suspected", {"peer": short_id(peer)}),)
+        return Ready(send=(Send(peer, Probe(self._probe_sequence)),), events=events)
+
+    def _expire(self, now_ms: int) -> Ready:
+        """Forget nodes that are silent and whose capability report has run out."""
+        events = []
+        for node_id in self.get_peers():
+            record = self._nodes[node_id]
+            expires_at_ms = record.capability.message.stamp.expires_at_ms
+            if now_ms > expires_at_ms + self._params.clock_tolerance_ms and self.is_suspected(
+                node_id
+            ):
+                del self._nodes[node_id]
+                events.append(Event("peer_forgotten", {"peer": short_id(node_id)}))
+        return Ready(events=tuple(events))
+
+
+def _get_order(version: ReportVersion, kind: type[Report]) -> tuple[int, int]:
+    if kind is CapabilityReport:
+        return (version.capability_incarnation, version.capability_sequence)
+    if kind is LoadReport:
+        return (version.load_incarnation, version.load_sequence)
+    return (version.digest_incarnation, version.digest_sequence)
