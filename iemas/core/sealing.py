@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from iemas.core.encoding import compute_hash
+from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.errors import InvalidBidError
 from iemas.core.types import Hash
 
@@ -22,6 +22,13 @@ _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 # A key encrypts exactly two messages, told apart by these nonces, and is never used again.
 _BID_NONCE = b"bid\0\0\0\0\0\0\0\0\0"
 _CHAIN_NONCE = b"chain\0\0\0\0\0\0\0"
+
+
+def compute_bid_context(  # the fields of a SealedBid that tell it from every other one
+    chain_id: str, *, hub: str, term: int, account: bytes, channel: int, nonce: int
+) -> bytes:
+    """Bind ciphertexts and sealed shares to one bid of one account in one term of one market."""
+    return encode_canonical(("iemas bid", chain_id, hub, term, account, channel, nonce))
 
 
 def combine_shares(first: bytes, second: bytes) -> bytes:
