@@ -5,14 +5,17 @@ Source: design §4 steps 6 and 7, §5 (settlement on outcome).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from iemas.core.auction import Allocation
+from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.envelope import Signed
 from iemas.core.types import (
     AccountId,
     ChannelId,
     FinishReason,
+    Hash,
     HubId,
     NodeId,
     require,
@@ -62,6 +65,37 @@ class TaskPayload:
         require(self.max_tokens > 0, "max_tokens must be positive")
         require(0 <= self.temperature_ppm <= 10_000_000, "temperature must be in 0..10")
         require(0 < self.top_p_ppm <= 1_000_000, "top_p must be in (0, 1]")
+
+
+def compute_prompt_hash(payload: TaskPayload) -> Hash:
+    """Commit to a task's private part: `TaskRequest.prompt_hash`.
+
+    The account's own `cache_salt` blinds it, so that it does not confirm a guessed prompt.
+    """
+    fields = (
+        b"".join(token_id.to_bytes(4, "big") for token_id in payload.token_ids),
+        payload.max_tokens,
+        payload.cache_salt,
+        payload.temperature_ppm,
+        payload.top_p_ppm,
+        payload.seed,
+        payload.stop,
+        payload.ignore_eos,
+    )
+    return compute_hash(b"iemas prompt", encode_canonical(fields))
+
+
+def extend_output_hash(previous: bytes, token_ids: Iterable[int]) -> Hash:
+    """Chain delivered token ids onto `Receipt.output_hash`, one link a token.
+
+    The first link's `previous` is the allocation's hash; a link is ``compute_hash(previous, token
+    id as 4 bytes big-endian)``. So the hash names the tokens in order, however they were cut into
+    chunks and receipts.
+    """
+    output_hash = Hash(previous)
+    for token_id in token_ids:
+        output_hash = compute_hash(output_hash, token_id.to_bytes(4, "big"))
+    return output_hash
 
 
 @dataclass(frozen=True, slots=True)
