@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.errors import InvalidBidError
-from iemas.core.types import AccountId, ChannelId, Hash, HubId
+from iemas.core.types import Hash
 
 SHARE_BYTES = 32
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
@@ -29,19 +29,6 @@ def compute_bid_context(  # the fields of a SealedBid that tell it from every ot
 ) -> bytes:
     """Bind ciphertexts and sealed shares to one bid of one account in one term of one market."""
     return encode_canonical(("iemas bid", chain_id, hub, term, account, channel, nonce))
-
-
-def compute_bid_context(
-    chain_id: str, *, hub: HubId, term: int, account: AccountId, channel: ChannelId, nonce: int
-) -> Hash:
-    """Name what a sealed bid is bound to: HPKE's `info` and the AEAD's associated data.
-
-    Bidder, auctioneer and witness compute it from the fields of `SealedBid` and their own chain
-    id, so neither a share nor a ciphertext opens under another chain, term, account or nonce.
-    """
-    numbers = (term, channel, nonce)
-    packed = b"".join(number.to_bytes(8, "big") for number in numbers)
-    return compute_hash(b"iemas bid context", chain_id.encode(), hub.encode(), account, packed)
 
 
 def combine_shares(first: bytes, second: bytes) -> bytes:
