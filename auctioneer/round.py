@@ -1,0 +1,370 @@
+"""The auctioneer of one term: commit → countersign → close → open → clear → announce.
+
+A pure state machine. Bids come in sealed; each is passed to the witness and is in once the witness
+has countersigned. A round closes as soon as none is in flight and at least one bid is in, waiting
+at most `round_window_ms` for bids that the witness still holds: an idle market adds no waiting, a
+busy one batches. The close goes to the witness, whose shares open the bids; then the round is
+cleared and every bidder gets its signed outcome, every node the transcript. Source: design §4, §6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from auctioneer.books import TermBooks
+from auctioneer.clear_round import OpenedTask, ProviderView, clear_round
+from auctioneer.opening import BidDecoder, get_bid_context, open_bid, open_chain
+from auctioneer.outcomes import derive_outcomes
+from iemas.core.auction import (
+    Allocation,
+    BidAcknowledgement,
+    BidAccepted,
+    BidSubmission,
+    CloseNotice,
+    CountersignRequest,
+    CountersignResponse,
+    Refusal,
+    ReleaseNotice,
+    RoundClose,
+    RoundOutcome,
+    ShareRelease,
+    Transcript,
+    TranscriptNotice,
+    Unmatched,
+)
+from iemas.core.election import Term
+from iemas.core.encoding import compute_hash
+from iemas.core.envelope import Signed, Signer, verify_signed
+from iemas.core.errors import (
+    InvalidBidError,
+    NotAuctioneerError,
+    RemoteProtocolError,
+    UnfundedBidError,
+)
+from iemas.core.merkle import compute_inclusion_proof, compute_root
+from iemas.core.params import MarketParams
+from iemas.core.ready import Answer, Event, Ready, Record, RecordKind, Send
+from iemas.core.sealing import open_share
+from iemas.core.types import AccountId, ID_BYTES, NodeId, short_id
+
+MAX_BIDS_WAITING = 4096
+
+
+class MarketView(Protocol):
+    """What the auctioneer reads of the market when it clears."""
+
+    def get_providers(self, term: int, *, now_ms: int) -> Sequence[ProviderView]:
+        """Give every provider whose reports are fresh enough, with its free slots."""
+
+    def get_allowance(self, account: AccountId, term: int) -> int:
+        """Give the account's allowance in a term, from the ledger."""
+
+    def get_receivers(self) -> Sequence[NodeId]:
+        """Give the nodes that transcripts go to, this one included."""
+
+    def get_height(self) -> int:
+        """Give the height of the ledger replica."""
+
+    def record_allocation(self, allocation: Signed[Allocation]) -> None:
+        """Take note that a slot is taken."""
+
+
+@dataclass(slots=True)
+class _PendingBid:
+    """A bid between its arrival and its round's end."""
+
+    stream: int
+    submission: BidSubmission
+    auctioneer_share: bytes
+    arrived_at_ms: int
+
+    @property
+    def hash(self) -> bytes:
+        return self.submission.sealed_bid.hash
+
+
+@dataclass(slots=True)
+class _OpenRound:
+    """A closed round whose shares are awaited."""
+
+    close: Signed[RoundClose]
+    bids: list[_PendingBid]
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        return tuple(bid.hash for bid in self.bids)
+
+
+class Auctioneer:
+    """Clears one hub during one term.
+
+    Args:
+        term: the term, of which this node is the auctioneer.
+        market: reads of reports, ledger and slots.
+        decode_bid: decodes an opened bid's bytes (the wire codec's).
+        hpke_key: this node's key, which bidders seal their shares to.
+    """
+
+    def __init__(
+        self,
+        *,
+        term: Term,
+        chain_id: str,
+        params: MarketParams,
+        signer: Signer,
+        hpke_key: X25519PrivateKey,
+        market: MarketView,
+        decode_bid: BidDecoder,
+        next_round: int = 0,
+    ) -> None:
+        self.term = term
+        self.books = TermBooks()
+        self.transcript_hashes: list[bytes] = []
+        self._chain_id = chain_id
+        self._params = params
+        self._signer = signer
+        self._hpke_key = hpke_key
+        self._market = market
+        self._decode_bid = decode_bid
+        # A term without a second live validator has no witness: its rounds are marked unsealed.
+        self._witness = term.witness if term.witness is not None else signer.node_id
+        self._countersigning: dict[bytes, _PendingBid] = {}
+        self._acknowledged: list[_PendingBid] = []
+        self._open_round: _OpenRound | None = None
+        self._next_round = next_round
+        self._over = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the term is over and every acknowledged bid has its outcome."""
+        return self._over and self._open_round is None and not self._acknowledged
+
+    @property
+    def witness(self) -> NodeId:
+        """Who countersigns this term's bids."""
+        return self._witness
+
+    # --- bids come in ------------------------------------------------------------------------
+
+    def submit_bid(self, stream: int, submission: BidSubmission, *, now_ms: int) -> Ready:
+        """Check a sealed bid and pass it to the witness.
+
+        Raises: InvalidSignatureError, InvalidBidError, NotAuctioneerError, UnfundedBidError.
+        """
+        sealed_bid = submission.sealed_bid
+        sealed = sealed_bid.message
+        verify_signed(sealed_bid, self._chain_id, expected_signer=sealed.account)
+        if self._over or sealed.term != self.term.number or sealed.hub != self.term.hub:
+            raise NotAuctioneerError(
+                f"term {sealed.term} of {sealed.hub} is not open here; ask any node who is the "
+                "auctioneer and send the bid there",
+                hint=None,
+                term=self.term.number,
+            )
+        if compute_hash(submission.chain_ciphertext) != sealed.chain_hash:
+            raise InvalidBidError("the block chain is not the one that the bid commits to")
+        if len(self._countersigning) + len(self._acknowledged) >= MAX_BIDS_WAITING:
+            raise InvalidBidError("too many bids wait for a round here; try again shortly")
+        self._require_allowance(AccountId(sealed.account))
+        share = open_share(
+            sealed.auctioneer_seal,
+            self._hpke_key,
+            get_bid_context(self._chain_id, sealed),
+            sealed.auctioneer_share_hash,
+        )
+        self.books.record_bid(sealed_bid)
+        self._countersigning[sealed_bid.hash] = _PendingBid(stream, submission, share, now_ms)
+        request = CountersignRequest((sealed_bid,))
+        return Ready(send=(Send(self._witness, request),)) + self._try_close(now_ms)
+
+    def _require_allowance(self, account: AccountId) -> None:
+        allowance = self._market.get_allowance(account, self.term.number)
+        reserved = self.books.get_reserved(account)
+        if allowance - reserved <= 0:
+            raise UnfundedBidError(
+                f"the account's allowance in this term is {allowance} micro-credits, of which "
+                f"{reserved} are reserved; put more into escrow or wait for the next term",
+                allowance_micros=allowance,
+                reserved_micros=reserved,
+            )
+
+    def receive_countersignatures(
+        self, sender: NodeId, response: CountersignResponse, *, now_ms: int
+    ) -> Ready:
+        """Acknowledge bids that the witness countersigned; refuse those that it refused.
+
+        Raises: RemoteProtocolError if the sender is not the witness, InvalidSignatureError.
+        """
+        self._require_witness(sender)
+        ready = Ready()
+        for acknowledgement in response.acknowledgements:
+            verify_signed(acknowledgement, self._chain_id, expected_signer=self._witness)
+            bid = self._countersigning.pop(acknowledgement.message.bid_hash, None)
+            if bid is None:
+                continue
+            own = self._signer.sign(acknowledgement.message)
+            self._acknowledged.append(bid)
+            ready += _answer(bid, BidAccepted(acknowledgement, own))
+        for bid_hash, reason in zip(response.refused, response.reasons, strict=False):
+            bid = self._countersigning.pop(bid_hash, None)
+            if bid is not None:
+                ready += _answer(bid, Refusal("InvalidBidError", f"the witness refused: {reason}"))
+        return ready + self._try_close(now_ms)
+
+    def _require_witness(self, sender: NodeId) -> None:
+        if sender != self._witness:
+            raise RemoteProtocolError(
+                f"{short_id(sender)} is not the witness of term {self.term.number}"
+            )
+
+    # --- close -------------------------------------------------------------------------------
+
+    def tick(self, *, now_ms: int) -> Ready:
+        """Close a round whose window has passed, or tell when to look again."""
+        return self._try_close(now_ms)
+
+    def end_term(self, *, now_ms: int) -> Ready:
+        """Take no more bids; refuse those not yet acknowledged; clear the rest."""
+        self._over = True
+        ready = Ready()
+        for bid in self._countersigning.values():
+            text = "the term ended before the bid was in; send it to the next auctioneer"
+            ready += _answer(bid, Refusal("NotAuctioneerError", text))
+        self._countersigning.clear()
+        return ready + self._try_close(now_ms)
+
+    def _try_close(self, now_ms: int) -> Ready:
+        if self._open_round is not None or not self._acknowledged:
+            return Ready()
+        closes_at_ms = self._acknowledged[0].arrived_at_ms + self._params.round_window_ms
+        if self._countersigning and now_ms < closes_at_ms:
+            return Ready(wake_at_ms=closes_at_ms)
+        bids = self._acknowledged[: self._params.round_max_bids]
+        del self._acknowledged[: len(bids)]
+        close = self._signer.sign(
+            RoundClose(
+                hub=self.term.hub,
+                term=self.term.number,
+                round=self._next_round,
+                bids_root=compute_root([bid.hash for bid in bids]),
+                bid_count=len(bids),
+                closed_at_ms=now_ms,
+                sealed=self.term.witness is not None,
+            )
+        )
+        self._open_round = _OpenRound(close, bids)
+        self._next_round += 1
+        key = self.term.number.to_bytes(8, "big") + close.message.round.to_bytes(8, "big")
+        return Ready(
+            persist=(Record(RecordKind.CLOSED_ROUND, key, close),),
+            send=(Send(self._witness, CloseNotice(close, self._open_round.hashes)),),
+        )
+
+    # --- open and clear ----------------------------------------------------------------------
+
+    def receive_release(self, sender: NodeId, notice: ReleaseNotice, *, now_ms: int) -> Ready:
+        """Open the round's bids with the witness's shares, clear, announce.
+
+        Raises: RemoteProtocolError, InvalidSignatureError.
+        """
+        self._require_witness(sender)
+        opened = self._open_round
+        release = notice.release.message
+        if opened is None or release.close_hash != opened.close.hash:
+            return Ready()
+        verify_signed(notice.release, self._chain_id, expected_signer=self._witness)
+        if len(release.shares) != len(opened.bids):
+            raise RemoteProtocolError("the release does not hold one share a bid")
+        self._open_round = None
+        transcript, outcomes = self._clear(opened, notice.release, now_ms)
+        self.transcript_hashes.append(transcript.hash)
+        ready = self._announce(opened, transcript, outcomes)
+        return ready + self._try_close(now_ms)
+
+    def _clear(
+        self, opened: _OpenRound, release: Signed[ShareRelease], now_ms: int
+    ) -> tuple[Signed[Transcript], tuple[Allocation | Unmatched, ...]]:
+        tasks = [
+            self._open_task(bid, share)
+            for bid, share in zip(opened.bids, release.message.shares, strict=True)
+        ]
+        cleared = clear_round(
+            term=self.term,
+            witness=self._witness,
+            close=opened.close,
+            release=release,
+            tasks=tasks,
+            providers=self._market.get_providers(self.term.number, now_ms=now_ms),
+            get_funds=self._get_funds,
+            previous_hash=self.transcript_hashes[-1] if self.transcript_hashes else bytes(ID_BYTES),
+            ledger_height=self._market.get_height(),
+            params=self._params,
+            sign=self._signer.sign,
+            now_ms=now_ms,
+        )
+        outcomes = derive_outcomes(cleared, self.books, self._params)
+        self.books.record_allocations(o for o in outcomes if isinstance(o, Allocation))
+        return cleared.transcript, outcomes
+
+    def _get_funds(self, account: AccountId) -> int:
+        allowance = self._market.get_allowance(account, self.term.number)
+        return allowance - self.books.get_reserved(account)
+
+    def _open_task(self, bid: _PendingBid, witness_share: bytes) -> OpenedTask:
+        sealed_bid = bid.submission.sealed_bid
+        own = bid.auctioneer_share
+        return OpenedTask(
+            sealed_bid=sealed_bid,
+            auctioneer_share=own,
+            witness_share=witness_share,
+            bid=open_bid(self._chain_id, sealed_bid.message, own, witness_share, self._decode_bid),
+            chain=open_chain(
+                self._chain_id,
+                sealed_bid.message,
+                own,
+                witness_share,
+                bid.submission.chain_ciphertext,
+            ),
+        )
+
+    def _announce(
+        self,
+        opened: _OpenRound,
+        transcript: Signed[Transcript],
+        outcomes: Sequence[Allocation | Unmatched],
+    ) -> Ready:
+        answers = []
+        for index, (bid, outcome) in enumerate(zip(opened.bids, outcomes, strict=True)):
+            allocation = unmatched = None
+            if isinstance(outcome, Allocation):
+                allocation = self._signer.sign(outcome)
+                self._market.record_allocation(allocation)
+            else:
+                unmatched = self._signer.sign(outcome)
+            proof = compute_inclusion_proof(opened.hashes, index)
+            message = RoundOutcome(opened.close, proof, allocation, unmatched)
+            answers.append(Answer(bid.stream, bid.hash, message))
+        message = transcript.message
+        fields = {
+            "term": message.term,
+            "round": message.round,
+            "bids": len(opened.bids),
+            "matched": sum(isinstance(outcome, Allocation) for outcome in outcomes),
+            "welfare_micros": message.clearing.welfare_micros,
+        }
+        notice = TranscriptNotice(transcript)
+        return Ready(
+            send=tuple(Send(node, notice) for node in self._market.get_receivers()),
+            answers=tuple(answers),
+            events=(Event("round_cleared", fields),),
+        )
+
+
+def _answer(bid: _PendingBid, message: BidAccepted | Refusal) -> Ready:
+    return Ready(answers=(Answer(bid.stream, bid.hash, message),))
+
+

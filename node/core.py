@@ -1,0 +1,409 @@
+"""The node as one pure state machine: every message in, every effect out.
+
+`NodeCore.step(input, now_ms=…) -> Ready` composes membership, ledger replica, rounds and the
+selling side. `node.daemon` drives it with real clocks, sockets and disks; `iemas.testing.market`
+drives the same class under simulated ones. After each input it does what the ledger's new state
+asks of it (`_follow`), then delivers to itself what it sent to itself. Source: design §3, §4.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from auctioneer.opening import BidDecoder
+from auctioneer.predictors.base import Predictor
+from iemas.consensus.messages import (
+    BlockAnnouncement,
+    BlocksRequest,
+    BlocksResponse,
+    SubmitTransaction,
+)
+from iemas.consensus.sequencer import SequencerEngine
+from iemas.core import auction, gossip
+from iemas.core.auction import Ask, BidSubmission, Refusal
+from iemas.core.envelope import Signed, Signer, verify_signed
+from iemas.core.errors import InvalidInputError, InvalidReceiptError, RemoteProtocolError
+from iemas.core.execution import ReceiptCountersigned, ReceiptNotice, TaskStart
+from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
+from iemas.core.params import Genesis
+from iemas.core.ready import Answer, Event, Ready, Send
+from iemas.core.report import Report
+from iemas.core.types import NodeId, Prices, short_id
+from iemas.ledger.state import LedgerState
+from iemas.ledger.transaction import (
+    AbsenceVote,
+    PostAsk,
+    ReturnToDuty,
+    Transaction,
+    TransactionBody,
+)
+from node.execution import Execution
+from node.provider import Provider
+from node.reporting import CurrentLoad, NodeProfile, Reporter
+from node.rounds import Rounds
+
+TICK_MS = 250
+JOIN_GRACE_MS = 5_000
+RESUBMIT_MS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivePeerMessage:
+    """A peer sent a message."""
+
+    sender: NodeId
+    message: object
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveBid:
+    """A bidder sent a bid on one of this node's bid streams."""
+
+    stream: int
+    submission: BidSubmission
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveTransaction:
+    """Someone asks this node to have a transaction ordered."""
+
+    transaction: Signed[Transaction]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveReport:
+    """A newcomer introduces itself."""
+
+    report: Signed[Report]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged:
+    """The backend's prefix blocks changed: a snapshot of sorted packed block keys."""
+
+    blocks: bytes
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """A timer fired."""
+
+
+NodeInput = (
+    ReceivePeerMessage
+    | ReceiveBid
+    | ReceiveTransaction
+    | ReceiveReport
+    | CacheChanged
+    | TimePassed
+)
+
+
+@dataclass(slots=True)
+class _Duty:
+    """A transaction of this node's own that is on its way."""
+
+    nonce: int
+    sent_at_ms: int
+
+
+class NodeCore:
+    """One node of one market.
+
+    Args:
+        ask: the standing ask of a provider; None for a node that sells nothing.
+        engine: the ordering engine around this node's ledger replica.
+        decode_bid: the wire codec's decoder of opened bids.
+    """
+
+    def __init__(
+        self,
+        *,
+        genesis: Genesis,
+        chain_id: str,
+        signer: Signer,
+        hpke_key: X25519PrivateKey,
+        profile: NodeProfile,
+        ask: Prices | None,
+        engine: SequencerEngine,
+        predictor: Predictor,
+        decode_bid: BidDecoder,
+        incarnation: int,
+    ) -> None:
+        self.node_id = signer.node_id
+        self.genesis = genesis
+        self.chain_id = chain_id
+        self.engine = engine
+        self.refused: Counter[str] = Counter()
+        self._signer = signer
+        self._ask = ask
+        self._predictor = predictor
+        self._started_at_ms = incarnation
+        self._last_nonce = 0
+        self._duties: dict[str, _Duty] = {}
+        self._next_tick_ms = 0
+        self.membership = Membership(
+            own_id=self.node_id, chain_id=chain_id, params=genesis.params
+        )
+        self.provider = Provider(
+            node_id=self.node_id,
+            hub=genesis.hub,
+            slots=profile.slots,
+            chain_id=chain_id,
+            params=genesis.params,
+            signer=signer,
+            ledger=_StateView(lambda: self.state),
+        )
+        self.reporter = Reporter(
+            profile=profile,
+            incarnation=incarnation,
+            params=genesis.params,
+            signer=signer,
+            get_load=self._get_load,
+        )
+        self.rounds = Rounds(
+            hub=genesis.hub,
+            chain_id=chain_id,
+            params=genesis.params,
+            signer=signer,
+            hpke_key=hpke_key,
+            membership=self.membership,
+            predictor=predictor,
+            get_state=lambda: self.state,
+            decode_bid=decode_bid,
+        )
+
+    @property
+    def state(self) -> LedgerState:
+        """The ledger replica's current state."""
+        return self.engine.state
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def step(self, inp: NodeInput, *, now_ms: int) -> Ready:
+        """Advance by one input. A refused input is counted and changes nothing.
+
+        Raises: InternalError if an invariant of this node broke.
+        """
+        try:
+            ready = self._dispatch(inp, now_ms)
+        except InvalidInputError as error:
+            ready = self._refuse(inp, error)
+        except RemoteProtocolError as error:
+            ready = self._refuse(inp, error)
+        return self._complete(ready, now_ms)
+
+    def _complete(self, ready: Ready, now_ms: int) -> Ready:
+        """Follow the ledger, publish reports that are due, deliver messages to oneself."""
+        ready += self._follow(now_ms)
+        ready += self._publish(now_ms)
+        while any(send.to == self.node_id for send in ready.send):
+            own = [send.message for send in ready.send if send.to == self.node_id]
+            ready = replace(ready, send=tuple(s for s in ready.send if s.to != self.node_id))
+            for message in own:
+                inp = ReceivePeerMessage(self.node_id, message)
+                try:
+                    ready += self._dispatch(inp, now_ms)
+                except InvalidInputError as error:
+                    ready += self._refuse(inp, error)
+            ready += self._follow(now_ms)
+            ready += self._publish(now_ms)
+        for event in ready.events:
+            if event.name == "report_refused":
+                self.refused[str(event.fields["error"])] += 1
+        return ready + Ready(wake_at_ms=self._next_tick_ms)
+
+    def _refuse(self, inp: NodeInput, error: Exception) -> Ready:
+        name = type(error).__name__
+        self.refused[name] += 1
+        fields: dict[str, object] = {"error": name, "reason": str(error)}
+        match inp:
+            case ReceiveBid(stream, submission):
+                answer = Answer(stream, submission.sealed_bid.hash, Refusal(name, str(error)))
+                return Ready(answers=(answer,), events=(Event("bid_refused", fields),))
+            case ReceivePeerMessage(sender, message):
+                fields |= {"peer": short_id(sender), "message": type(message).__name__}
+        return Ready(events=(Event("input_refused", fields),))
+
+    def _dispatch(self, inp: NodeInput, now_ms: int) -> Ready:
+        match inp:
+            case ReceivePeerMessage(sender, message):
+                return self._receive(sender, message, now_ms)
+            case ReceiveBid(stream, submission):
+                return self.rounds.submit_bid(stream, submission, now_ms=now_ms)
+            case ReceiveTransaction(transaction):
+                return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
+            case ReceiveReport(report):
+                return self.membership.receive_report(report, now_ms=now_ms)
+            case CacheChanged(blocks, estimated):
+                self.reporter.set_cache(blocks, estimated=estimated)
+                return Ready()
+            case TimePassed():
+                return self._tick(now_ms)
+
+    def _receive(self, sender: NodeId, message: object, now_ms: int) -> Ready:
+        match message:
+            case (
+                gossip.ReportPush()
+                | gossip.ExchangeRequest()
+                | gossip.ExchangeResponse()
+                | gossip.Probe()
+                | gossip.ProbeAcknowledgement()
+            ):
+                return self.membership.step(ReceiveGossip(sender, message), now_ms=now_ms)
+            case SubmitTransaction() | BlockAnnouncement() | BlocksRequest() | BlocksResponse():
+                return self.engine.step(message, sender=sender, now_ms=now_ms)
+            case auction.CountersignRequest():
+                return self.rounds.receive_countersign_request(sender, message)
+            case auction.CountersignResponse():
+                return self.rounds.receive_countersignatures(sender, message, now_ms=now_ms)
+            case auction.CloseNotice():
+                return self.rounds.receive_close(sender, message)
+            case auction.ReleaseNotice():
+                return self.rounds.receive_release(sender, message, now_ms=now_ms)
+            case auction.TranscriptNotice(transcript):
+                return self.rounds.receive_transcript(transcript)
+            case ReceiptNotice():
+                return self._learn(message)
+        raise RemoteProtocolError(f"a peer cannot send {type(message).__name__}")
+
+    def _learn(self, notice: ReceiptNotice) -> Ready:
+        """Feed a finished task's co-signed receipt to this node's own predictor."""
+        receipt = notice.receipt.message
+        verify_signed(notice.receipt, self.chain_id, expected_signer=receipt.provider)
+        verify_signed(notice.acknowledgement, self.chain_id, expected_signer=receipt.account)
+        if notice.acknowledgement.message.receipt_hash != notice.receipt.hash:
+            raise InvalidReceiptError("the acknowledgement is another receipt's")
+        self._predictor.learn_one(receipt, max_tokens=receipt.max_tokens)
+        return Ready()
+
+    # --- time and duties -----------------------------------------------------------------------
+
+    def _tick(self, now_ms: int) -> Ready:
+        ready = self.rounds.tick(now_ms=now_ms)
+        ready += self.engine.tick(now_ms=now_ms)
+        if now_ms >= self._next_tick_ms:
+            self._next_tick_ms = now_ms + TICK_MS
+            ready += self.membership.step(Tick(), now_ms=now_ms)
+            ready += self._do_duties(now_ms)
+        return ready
+
+    def _follow(self, now_ms: int) -> Ready:
+        """Act on blocks committed since the last look."""
+        if not self.engine.take_committed():
+            return Ready()
+        ready = self.rounds.follow_ledger(now_ms=now_ms)
+        ready += Ready(persist=self.provider.forget_settled())
+        return ready + self._do_duties(now_ms)
+
+    def _publish(self, now_ms: int) -> Ready:
+        ready = Ready()
+        for report in self.reporter.make_due_reports(now_ms=now_ms):
+            ready += self.membership.step(PublishReport(report), now_ms=now_ms)
+        return ready
+
+    def _do_duties(self, now_ms: int) -> Ready:
+        """Submit what this node owes the ledger: ask, settlements, books, votes."""
+        state, hub = self.state, self.genesis.hub
+        ready = Ready()
+        if self._ask is not None and state.get_ask(hub, self.node_id) != self._ask:
+            body = PostAsk(Ask(hub, self._ask))
+            ready += self._submit_duty("ask", body, now_ms)
+        ready += self._submit_duty("settle", self.provider.collect_settlement(), now_ms)
+        if "books" not in self._duties:
+            ready += self._submit_duty("books", self.rounds.take_finished_term(), now_ms)
+        if "evidence" not in self._duties:
+            ready += self._submit_duty("evidence", self.rounds.take_evidence(), now_ms)
+        if state.is_validator(self.node_id):
+            ready += self._vote(now_ms)
+        return ready
+
+    def _vote(self, now_ms: int) -> Ready:
+        """Vote absent whoever does not answer; come back if voted absent oneself."""
+        state, hub = self.state, self.genesis.hub
+        if state.is_absent(hub, self.node_id):
+            return self._submit_duty("return", ReturnToDuty(hub), now_ms)
+        ready = Ready()
+        term = state.get_term(hub).number
+        for validator in state.get_validators():
+            if validator == self.node_id or state.is_absent(hub, validator):
+                continue
+            joined = self.membership.get_node(validator) is not None
+            grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
+            if self.membership.is_suspected(validator) or (not joined and grace_over):
+                vote = AbsenceVote(hub, term, validator)
+                duty = f"absence {validator.hex()} {term}"
+                ready += self._submit_duty(duty, vote, now_ms, once=True)
+        return ready
+
+    def _submit_duty(
+        self, duty: str, body: TransactionBody | None, now_ms: int, *, once: bool = False
+    ) -> Ready:
+        """Submit a transaction of this node's own unless the same one is on its way."""
+        pending = self._duties.get(duty)
+        if pending is not None:
+            landed = self.state.get_nonce(self.node_id) >= pending.nonce
+            if once or (not landed and now_ms < pending.sent_at_ms + RESUBMIT_MS):
+                return Ready()
+            del self._duties[duty]
+        if body is None:
+            return Ready()
+        nonce = max(self._last_nonce, self.state.get_nonce(self.node_id)) + 1
+        self._last_nonce = nonce
+        self._duties[duty] = _Duty(nonce, now_ms)
+        transaction = self._signer.sign(Transaction(self.node_id, nonce, body))
+        return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
+
+    def _get_load(self) -> CurrentLoad:
+        provider = self.provider
+        return CurrentLoad(
+            provider.active, provider.finished, provider.pending_prompt_tokens
+        )
+
+    # --- execution: called by the servicer that streams -------------------------------------------
+
+    def begin_task(self, start: TaskStart, *, now_ms: int) -> tuple[Execution, Ready]:
+        """Admit a task. Raises: what `Provider.begin` raises; each refusal is counted."""
+        try:
+            execution, record = self.provider.begin(start, now_ms=now_ms)
+        except InvalidInputError as error:
+            self.refused[type(error).__name__] += 1
+            raise
+        return execution, self._complete(Ready(persist=(record,)), now_ms)
+
+    def acknowledge_receipt(
+        self, execution: Execution, countersigned: ReceiptCountersigned, *, now_ms: int
+    ) -> Ready:
+        """Take a countersigned receipt. Raises: what `Provider.acknowledge` raises."""
+        try:
+            record = self.provider.acknowledge(execution, countersigned, now_ms=now_ms)
+        except InvalidInputError as error:
+            self.refused[type(error).__name__] += 1
+            raise
+        return self._complete(Ready(persist=(record,)), now_ms)
+
+    def end_task(self, execution: Execution, *, now_ms: int) -> Ready:
+        """Free the task's slot; tell everyone its last co-signed receipt."""
+        self.provider.end(execution)
+        ready = Ready()
+        if execution.done and execution.last_acknowledged is not None:
+            notice = execution.last_acknowledged
+            receivers = self.rounds.get_receivers()
+            ready += Ready(send=tuple(Send(node, notice) for node in receivers))
+        return self._complete(ready, now_ms)
+
+
+class _StateView:
+    """Reads the replica's state afresh at every call: the state object changes with blocks."""
+
+    def __init__(self, get_state: Callable[[], LedgerState]) -> None:
+        self._get_state = get_state
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._get_state(), name)
+

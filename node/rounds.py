@@ -1,0 +1,348 @@
+"""A node's part in rounds: auctioneer or witness when its turn comes, verifier always.
+
+Pure. Follows the terms of the ledger: ends the old term's auctioneer, begins the new one's,
+re-checks every transcript as soon as the replica has reached the height that it names.
+Source: design §4, §7 (election).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from auctioneer.books import TermBooks
+from auctioneer.capacity import Capacity
+from auctioneer.clear_round import ProviderView
+from auctioneer.opening import BidDecoder
+from auctioneer.outcomes import derive_outcomes
+from auctioneer.predictors.base import Predictor
+from auctioneer.round import Auctioneer
+from auctioneer.verify import verify_transcript
+from auctioneer.witness import Witness
+from iemas.core.auction import (
+    Allocation,
+    BidSubmission,
+    CloseNotice,
+    CountersignRequest,
+    CountersignResponse,
+    ReleaseNotice,
+    Transcript,
+)
+from iemas.core.digest import DigestIndex
+from iemas.core.election import Term
+from iemas.core.envelope import Signed, Signer
+from iemas.core.errors import InvalidTranscriptError, NotAuctioneerError
+from iemas.core.membership import Membership, NodeRecord
+from iemas.core.params import MarketParams
+from iemas.core.ready import Event, Ready, Record, RecordKind
+from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
+from iemas.ledger.state import LedgerState
+from iemas.ledger.transaction import RoundRoots, TransactionBody, TranscriptEvidence
+
+MAX_DEFERRED = 256
+
+
+class Rounds:
+    """Auctioneer, witness and verifier of one node in one hub.
+
+    `get_state` gives the ledger replica's current state; it is read afresh at every use.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: HubId,
+        chain_id: str,
+        params: MarketParams,
+        signer: Signer,
+        hpke_key: X25519PrivateKey,
+        membership: Membership,
+        predictor: Predictor,
+        get_state: Callable[[], LedgerState],
+        decode_bid: BidDecoder,
+    ) -> None:
+        self._hub = hub
+        self._chain_id = chain_id
+        self._params = params
+        self._signer = signer
+        self._hpke_key = hpke_key
+        self._membership = membership
+        self._predictor = predictor
+        self._get_state = get_state
+        self._decode_bid = decode_bid
+        self._capacity = Capacity()
+        self._witness = Witness(chain_id=chain_id, signer=signer, hpke_key=hpke_key)
+        self._auctioneers: dict[int, Auctioneer] = {}
+        self._digests: dict[bytes, DigestIndex] = {}
+        self._deferred: list[Signed[Transcript]] = []
+        self._early_requests: list[tuple[NodeId, CountersignRequest]] = []
+        self._followed: dict[int, tuple[TermBooks, bytes]] = {}  # term -> books, last hash
+        self._evidence: list[Signed[Transcript]] = []
+        self.term: Term | None = None
+        self.verdicts: Counter[str] = Counter()
+        self.last_transcript_hash = b""
+
+    # --- MarketView, for the auctioneer --------------------------------------------------------
+
+    def get_providers(self, term: int, *, now_ms: int) -> list[ProviderView]:
+        """Give the providers that a round may use now."""
+        views = []
+        for node_id, record in self._membership.get_nodes():
+            view = self._view_provider(node_id, record, term, now_ms)
+            if view is not None:
+                views.append(view)
+        live = {view.digest_hash for view in views}
+        self._digests = {key: index for key, index in self._digests.items() if key in live}
+        return views
+
+    def _view_provider(
+        self, node_id: NodeId, record: NodeRecord, term: int, now_ms: int
+    ) -> ProviderView | None:
+        capability, load = record.capability.message, record.load
+        if not capability.sells or capability.hub != self._hub or load is None:
+            return None
+        if self._membership.is_suspected(node_id):
+            return None
+        if load.message.stamp.incarnation != capability.stamp.incarnation:
+            return None
+        if now_ms - load.message.stamp.issued_at_ms > self._params.report_max_age_ms:
+            return None
+        ask = self._get_state().get_term_ask(self._hub, node_id, term)
+        if ask is None:
+            return None
+        self._capacity.observe_load(load.message)
+        digest_hash, digest = self._get_digest(record, now_ms)
+        return ProviderView(
+            capability=record.capability,
+            load=load,
+            digest_hash=digest_hash,
+            digest=digest,
+            ask=ask,
+            qos=self._predictor.quantise(node_id),
+            free_slots=self._capacity.compute_free_slots(capability, load.message, now_ms=now_ms),
+        )
+
+    def _get_digest(self, record: NodeRecord, now_ms: int) -> tuple[bytes, DigestIndex | None]:
+        signed = record.digest
+        incarnation = record.capability.message.stamp.incarnation
+        if (
+            signed is None
+            or signed.message.stamp.incarnation != incarnation
+            or signed.message.stamp.expires_at_ms < now_ms
+            or signed.message.block_size != record.capability.message.block_size
+        ):
+            return bytes(ID_BYTES), None
+        index = self._digests.get(signed.hash)
+        if index is None:
+            index = self._digests[signed.hash] = DigestIndex(signed.message.blocks)
+        return signed.hash, index
+
+    def get_allowance(self, account: AccountId, term: int) -> int:
+        """Give an account's allowance in a term."""
+        return self._get_state().get_allowance(self._hub, account, term)
+
+    def get_receivers(self) -> Sequence[NodeId]:
+        """Give every node that transcripts go to."""
+        return [self._signer.node_id, *self._membership.get_peers()]
+
+    def get_height(self) -> int:
+        """Give the height of the replica."""
+        return self._get_state().height
+
+    def record_allocation(self, allocation: Signed[Allocation]) -> None:
+        """Count a slot as taken."""
+        self._capacity.record_allocation(allocation)
+
+    # --- terms -------------------------------------------------------------------------------
+
+    def follow_ledger(self, *, now_ms: int) -> Ready:
+        """After new blocks: change roles if the term changed, check what waited for the height."""
+        ready = Ready()
+        term = self._get_state().get_term(self._hub)
+        if self.term is None or term.number != self.term.number:
+            ready += self._change_term(term, now_ms)
+        deferred, self._deferred = self._deferred, []
+        for transcript in deferred:
+            ready += self.receive_transcript(transcript)
+        return ready
+
+    def _change_term(self, term: Term, now_ms: int) -> Ready:
+        self.term = term
+        own_id = self._signer.node_id
+        ready = Ready(
+            events=(
+                Event(
+                    "term_began",
+                    {
+                        "term": term.number,
+                        "auctioneer": short_id(term.auctioneer),
+                        "witness": short_id(term.witness or term.auctioneer),
+                    },
+                ),
+            )
+        )
+        for auctioneer in self._auctioneers.values():
+            ready += auctioneer.end_term(now_ms=now_ms)
+        if own_id == (term.witness if term.witness is not None else term.auctioneer):
+            self._witness.begin_term(term)
+        if own_id == term.auctioneer:
+            self._auctioneers[term.number] = Auctioneer(
+                term=term,
+                chain_id=self._chain_id,
+                params=self._params,
+                signer=self._signer,
+                hpke_key=self._hpke_key,
+                market=self,
+                decode_bid=self._decode_bid,
+            )
+        for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
+            del self._followed[number]
+        early, self._early_requests = self._early_requests, []
+        for sender, request in early:
+            ready += self.receive_countersign_request(sender, request)
+        return ready
+
+    def take_finished_term(self) -> TransactionBody | None:
+        """Give the closing of the books of a term of this node that is over, once."""
+        for number, auctioneer in sorted(self._auctioneers.items()):
+            if not auctioneer.settled:
+                continue
+            del self._auctioneers[number]
+            if auctioneer.transcript_hashes:
+                return RoundRoots(
+                    hub=self._hub,
+                    term=number,
+                    transcript_hashes=tuple(auctioneer.transcript_hashes),
+                    holds=auctioneer.books.get_holds(),
+                    bids=auctioneer.books.get_last_bids(),
+                )
+        return None
+
+    # --- round messages ------------------------------------------------------------------------
+
+    def submit_bid(self, stream: int, submission: BidSubmission, *, now_ms: int) -> Ready:
+        """Hand a bid to the auctioneer of its term, if that is this node.
+
+        Raises: NotAuctioneerError and what `Auctioneer.submit_bid` raises.
+        """
+        auctioneer = self._auctioneers.get(submission.sealed_bid.message.term)
+        if auctioneer is None:
+            hint = self.term.auctioneer if self.term is not None else None
+            name = short_id(hint) if hint is not None else "unknown"
+            raise NotAuctioneerError(
+                f"this node is not the auctioneer of that term; here it is {name}", hint=hint
+            )
+        return auctioneer.submit_bid(stream, submission, now_ms=now_ms)
+
+    def receive_countersign_request(self, sender: NodeId, request: CountersignRequest) -> Ready:
+        """Countersign as the witness; a request of a term not yet seen here waits for it."""
+        current = self.term.number if self.term is not None else -1
+        terms = {bid.message.term for bid in request.bids}
+        if terms and min(terms) > current and len(self._early_requests) < MAX_DEFERRED:
+            self._early_requests.append((sender, request))
+            return Ready()
+        return self._witness.countersign(sender, request)
+
+    def receive_countersignatures(
+        self, sender: NodeId, response: CountersignResponse, *, now_ms: int
+    ) -> Ready:
+        """Pass the witness's answers to the auctioneers that wait for them."""
+        ready = Ready()
+        for auctioneer in self._auctioneers.values():
+            if auctioneer.witness == sender:
+                ready += auctioneer.receive_countersignatures(sender, response, now_ms=now_ms)
+        return ready
+
+    def receive_close(self, sender: NodeId, notice: CloseNotice) -> Ready:
+        """Release a closed round's shares to all validators, as the witness."""
+        state = self._get_state()
+        receivers = [node for node in self.get_receivers() if state.is_validator(node)]
+        return self._witness.release(sender, notice, receivers)
+
+    def receive_release(self, sender: NodeId, notice: ReleaseNotice, *, now_ms: int) -> Ready:
+        """Open the round if this node closed it; otherwise there is nothing to do."""
+        auctioneer = self._auctioneers.get(notice.release.message.term)
+        if auctioneer is None:
+            return Ready()
+        return auctioneer.receive_release(sender, notice, now_ms=now_ms)
+
+    def tick(self, *, now_ms: int) -> Ready:
+        """Close rounds whose window has passed."""
+        ready = Ready()
+        for auctioneer in self._auctioneers.values():
+            ready += auctioneer.tick(now_ms=now_ms)
+        return ready
+
+    # --- verification --------------------------------------------------------------------------
+
+    def receive_transcript(self, transcript: Signed[Transcript]) -> Ready:
+        """Re-check a round, or keep it until the replica is as high as its auctioneer's was."""
+        if transcript.message.ledger_height > self._get_state().height:
+            if len(self._deferred) < MAX_DEFERRED:
+                self._deferred.append(transcript)
+            return Ready()
+        try:
+            self._verify(transcript)
+        except InvalidTranscriptError as error:
+            self.verdicts["refused"] += 1
+            if transcript.signer_id == self._get_auctioneer(transcript.message.term):
+                self._evidence.append(transcript)
+            fields = {
+                "term": transcript.message.term,
+                "round": transcript.message.round,
+                "auctioneer": short_id(transcript.signer_id),
+                "error": type(error).__name__,
+                "reason": str(error),
+            }
+            return Ready(events=(Event("transcript_refused", fields),))
+        self.verdicts["verified"] += 1
+        self.last_transcript_hash = transcript.hash
+        message = transcript.message
+        key = message.term.to_bytes(8, "big") + message.round.to_bytes(8, "big")
+        return Ready(
+            persist=(Record(RecordKind.TRANSCRIPT, key, transcript),),
+            events=(Event("round_verified", {"term": message.term, "round": message.round}),),
+        )
+
+    def _get_auctioneer(self, term: int) -> NodeId | None:
+        open_term = self._get_state().get_open_term(self._hub, term)
+        return open_term.auctioneer if open_term is not None else None
+
+    def take_evidence(self) -> TransactionBody | None:
+        """Give a wrong transcript of a known term's auctioneer, for the ledger to judge."""
+        return TranscriptEvidence(self._evidence.pop()) if self._evidence else None
+
+    def _verify(self, transcript: Signed[Transcript]) -> None:
+        message = transcript.message
+        followed = self._followed.get(message.term)
+        if followed is None and message.previous_hash == bytes(ID_BYTES):
+            followed = (TermBooks(), bytes(ID_BYTES))
+        complete = followed is not None and followed[1] == message.previous_hash
+        books = followed[0] if followed is not None and complete else None
+        cleared = verify_transcript(
+            transcript,
+            ledger=self._get_state(),
+            chain_id=self._chain_id,
+            params=self._params,
+            decode_bid=self._decode_bid,
+            get_reserved=books.get_reserved if books is not None else None,
+        )
+        if books is not None:
+            outcomes = derive_outcomes(cleared, books, self._params)
+            books.record_allocations(o for o in outcomes if isinstance(o, Allocation))
+            self._followed[message.term] = (books, transcript.hash)
+
+    def check_evidence(self, transcript: Signed[Transcript], state: LedgerState) -> None:
+        """Re-check a transcript for the ledger, which judges evidence by its own state alone.
+
+        Raises: InvalidTranscriptError if the transcript is wrong.
+        """
+        verify_transcript(
+            transcript,
+            ledger=state,
+            chain_id=self._chain_id,
+            params=self._params,
+            decode_bid=self._decode_bid,
+        )
