@@ -81,7 +81,7 @@ class TaskMeter:
         self._chain_id = chain_id
         self._window_tokens = window_tokens
         self._tolerance_ms = tolerance_ms
-        self._output_hash: bytes = allocation.hash
+        self._output_hash = b""
         self._started_at_ms: int | None = None
         # What lateness this side's clock allows at most: at the first token, and summed up.
         self._prompt_late_ppm = PPM
@@ -113,7 +113,9 @@ class TaskMeter:
         )
         amount_micros = compute_first_amount_micros(terms, self._window_tokens)
         total = self._channel.open_task(self.allocation, amount_micros)
-        return TaskStart(self.allocation, self._channel.signer.sign(request), total, self._payload)
+        signed = self._channel.signer.sign(request)
+        self._output_hash = signed.hash
+        return TaskStart(self.allocation, signed, total, self._payload)
 
     def take_chunk(self, chunk: OutputChunk, *, now_ms: int) -> None:
         """Count delivered tokens at the time they arrived.

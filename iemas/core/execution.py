@@ -88,7 +88,7 @@ def compute_prompt_hash(payload: TaskPayload) -> Hash:
 def extend_output_hash(previous: bytes, token_ids: Iterable[int]) -> Hash:
     """Chain delivered token ids onto `Receipt.output_hash`, one link a token.
 
-    The first link's `previous` is the allocation's hash; a link is ``compute_hash(previous, token
+    The first link's `previous` is the task request's hash; a link is ``compute_hash(previous, token
     id as 4 bytes big-endian)``. So the hash names the tokens in order, however they were cut into
     chunks and receipts.
     """
