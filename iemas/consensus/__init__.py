@@ -1,0 +1,1 @@
+"""The ordering of blocks: state machines and their messages (pure)."""

@@ -1,0 +1,1 @@
+"""The ledger: one deterministic state machine that every node runs (pure)."""

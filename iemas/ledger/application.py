@@ -1,0 +1,319 @@
+"""The ledger application: one deterministic state machine behind ABCI 2.0's verbs.
+
+An ordering engine drives it: `iemas.consensus.sequencer` here, CometBFT later. It decides what a
+transaction does and whether a block is valid, never which block comes next. The transcript
+verifier is injected, so that the ledger need not know the mechanism.
+Source: docs/spec/application.md; cometbft `spec/abci/abci++_methods.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from iemas.core.encoding import compute_hash, encode_canonical
+from iemas.core.envelope import Signed
+from iemas.core.errors import InternalError, InvalidBlockError, LocalProtocolError
+from iemas.core.params import Genesis
+from iemas.core.types import AccountId, Hash
+from iemas.ledger.invariants import check_invariants
+from iemas.ledger.snapshot import (
+    MAX_SNAPSHOT_CHUNKS,
+    SNAPSHOT_FORMAT,
+    Snapshot,
+    StoredSnapshot,
+    decode_state,
+    take_snapshot,
+)
+from iemas.ledger.state import (
+    Duty,
+    LedgerState,
+    ProvenEntry,
+    ValidatorKey,
+    ValidatorRecord,
+    make_genesis_state,
+)
+from iemas.ledger.terms import apply_due_terms, start_term
+from iemas.ledger.transaction import Block, ResultCode, Transaction, TransactionResult
+from iemas.ledger.transfer import (
+    ISSUANCE,
+    LedgerAccount,
+    Transfer,
+    TransferReason,
+    get_available,
+    get_escrow,
+    get_stake,
+)
+from iemas.ledger.transition import (
+    OK,
+    TranscriptVerifier,
+    apply_transaction,
+    check_admission,
+    refuse,
+)
+
+MAX_BLOCK_TRANSACTIONS = 1000
+MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
+MAX_BLOCK_BYTES = 3 * 1024 * 1024
+"""Bounds that keep a block within one message between peers."""
+
+APPLIED_WINDOW_BLOCKS = 1000
+"""For so many heights a repeated transaction is told that it was applied already."""
+
+KEPT_SNAPSHOTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AppInfo:
+    """Where the application stands."""
+
+    chain_id: str
+    height: int
+    state_root: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class FinalizedBlock:
+    """What a block did: a result a transaction, the money it moved, the state root after it."""
+
+    results: tuple[TransactionResult, ...]
+    transfers: tuple[Transfer, ...]
+    state_root: Hash
+
+
+class LedgerApplication:
+    """The ledger of one chain; `state` is what the last commit left.
+
+    It starts from `genesis`; every signature is bound to `chain_id`. `verify_transcript`
+    re-checks a transcript and raises InvalidTranscriptError if it is wrong; only
+    `TranscriptEvidence` uses it.
+    """
+
+    def __init__(
+        self, genesis: Genesis, chain_id: str, *, verify_transcript: TranscriptVerifier
+    ) -> None:
+        self._genesis = genesis
+        self._chain_id = chain_id
+        self._verify_transcript = verify_transcript
+        self._pending: LedgerState | None = None
+        self._snapshots: list[StoredSnapshot] = []
+        self._offered: tuple[Snapshot, Hash] | None = None
+        self._received: list[bytes] = []
+        self.init_chain()
+
+    @property
+    def state(self) -> LedgerState:
+        """The committed state; never changed in place, so it may be kept."""
+        return self._state
+
+    @property
+    def genesis_transfers(self) -> tuple[Transfer, ...]:
+        """The money that genesis issued, in double entry."""
+        return self._genesis_transfers
+
+    def info(self) -> AppInfo:
+        """Tell height and state root of the last committed block."""
+        return AppInfo(self._chain_id, self._state.height, self._state.compute_root())
+
+    def init_chain(self) -> Hash:
+        """Start over from genesis; give the state root at height 0."""
+        state = make_genesis_state(self._genesis, self._chain_id)
+        issue_genesis(state)
+        check_invariants(state)
+        self._genesis_transfers = tuple(state.transfers)
+        self._state = state
+        self._pending = None
+        return state.compute_root()
+
+    # --- mempool and blocks ----------------------------------------------------------------------
+
+    def check_tx(self, signed: Signed[Transaction]) -> TransactionResult:
+        """Tell whether a transaction may wait for a block: size, signature, nonce, account."""
+        if len(signed.envelope.payload) > MAX_TRANSACTION_BYTES:
+            limit = f"a transaction is at most {MAX_TRANSACTION_BYTES} bytes"
+            return refuse(ResultCode.INVALID_ENTRY, limit)
+        return check_admission(self._state, signed) or OK
+
+    def prepare_proposal(
+        self, waiting: Iterable[Signed[Transaction]]
+    ) -> tuple[Signed[Transaction], ...]:
+        """Choose what goes into the next block, in the order of arrival.
+
+        An account's transactions keep the places in which they arrived, but fill them by nonce,
+        so that one that overtook another on its way does not void it. Those already applied are
+        left out.
+        """
+        fresh = [signed for signed in waiting if not self._state.is_applied(signed.hash)]
+        chosen: list[Signed[Transaction]] = []
+        total_bytes = 0
+        for signed in _order_by_nonce(fresh):
+            total_bytes += len(signed.envelope.payload)
+            if len(chosen) == MAX_BLOCK_TRANSACTIONS or (chosen and total_bytes > MAX_BLOCK_BYTES):
+                break
+            chosen.append(signed)
+        return tuple(chosen)
+
+    def process_proposal(self, block: Block) -> None:
+        """Check what a block must satisfy before it is applied to the committed state.
+
+        Raises: InvalidBlockError with the height and the broken rule.
+        """
+        rules = (
+            (block.chain_id == self._chain_id, "it belongs to another chain"),
+            (block.height == self._state.height + 1, "it does not follow the last block"),
+            (block.time_ms >= self._state.time_ms, "its time goes back"),
+            (len(block.transactions) <= MAX_BLOCK_TRANSACTIONS, "too many transactions"),
+            (self._fits(block), "its transactions are too large"),
+        )
+        for holds, broken in rules:
+            if not holds:
+                raise InvalidBlockError(f"block {block.height}: {broken}", height=block.height)
+
+    def finalize_block(self, block: Block) -> FinalizedBlock:
+        """Apply a block to a copy of the state; `commit` makes the copy the state.
+
+        Raises: InvalidBlockError as `process_proposal`; InternalError if the block's state root
+        is not the one that this replica has (it diverged), or if an invariant breaks.
+        """
+        self.process_proposal(block)
+        self._check_agreement(block)
+        state = self._state.copy()
+        state.facts = replace(state.facts, height=block.height, time_ms=block.time_ms)
+        apply_due_terms(state, block.time_ms)
+        results, applied = self._apply_transactions(state, block.transactions)
+        state.set_applied(block.height, applied, window=APPLIED_WINDOW_BLOCKS)
+        state.facts = replace(state.facts, results_hash=compute_results_hash(results))
+        check_invariants(state)
+        self._pending = state
+        return FinalizedBlock(tuple(results), tuple(state.transfers), state.compute_root())
+
+    def commit(self) -> int:
+        """Make the finalized block's state the state; give its height.
+
+        Raises: LocalProtocolError if no block was finalized.
+        """
+        if self._pending is None:
+            raise LocalProtocolError("finalize a block before you commit it")
+        self._state, self._pending = self._pending, None
+        return self._state.height
+
+    def _fits(self, block: Block) -> bool:
+        sizes = [len(signed.envelope.payload) for signed in block.transactions]
+        return max(sizes, default=0) <= MAX_TRANSACTION_BYTES and sum(sizes) <= MAX_BLOCK_BYTES
+
+    def _check_agreement(self, block: Block) -> None:
+        own_root = self._state.compute_root()
+        if block.state_root != own_root:
+            raise InternalError(
+                f"this replica diverged at height {self._state.height}: its state root is "
+                f"{own_root.hex()}, block {block.height} says {block.state_root.hex()}",
+                height=self._state.height,
+            )
+
+    def _apply_transactions(
+        self, state: LedgerState, transactions: Sequence[Signed[Transaction]]
+    ) -> tuple[list[TransactionResult], list[bytes]]:
+        results: list[TransactionResult] = []
+        applied: list[bytes] = []
+        for signed in transactions:
+            result, used_up = apply_transaction(state, signed, self._verify_transcript)
+            results.append(result)
+            if used_up:
+                applied.append(signed.hash)
+                state.remember_applied(signed.hash)
+        return results, applied
+
+    # --- query -----------------------------------------------------------------------------------
+
+    def query(self, path: str, data: bytes) -> ProvenEntry | None:
+        """Answer a light client: ``/account`` with an account id gives its proven record.
+
+        Raises: LocalProtocolError for an unknown path.
+        """
+        if path != "/account":
+            raise LocalProtocolError(f"unknown query path {path}; there is /account", path=path)
+        return self._state.prove_account(AccountId(data))
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def list_snapshots(self) -> tuple[Snapshot, ...]:
+        """Offer the snapshots at hand, newest first, with one of the current height."""
+        if not self._snapshots or self._snapshots[0].offer.height != self._state.height:
+            self._snapshots.insert(0, take_snapshot(self._state))
+            del self._snapshots[KEPT_SNAPSHOTS:]
+        return tuple(stored.offer for stored in self._snapshots)
+
+    def load_snapshot_chunk(self, height: int, chunk: int) -> bytes | None:
+        """Give a chunk of an offered snapshot, or None if it is not at hand any more."""
+        for stored in self._snapshots:
+            if stored.offer.height == height and 0 <= chunk < stored.offer.chunks:
+                return stored.data[chunk]
+        return None
+
+    def offer_snapshot(self, snapshot: Snapshot, state_root: Hash) -> bool:
+        """Tell whether to fetch this snapshot; `state_root` is the trusted one at its height."""
+        usable = (
+            snapshot.format == SNAPSHOT_FORMAT
+            and 0 < snapshot.chunks <= MAX_SNAPSHOT_CHUNKS
+            and snapshot.height > self._state.height
+        )
+        if usable:
+            self._offered, self._received = (snapshot, state_root), []
+        return usable
+
+    def apply_snapshot_chunk(self, chunk: bytes) -> bool:
+        """Take the next chunk; tell whether the snapshot is complete and is now the state.
+
+        Raises: LocalProtocolError if none was offered; MalformedMessageError or
+        InvalidBlockError if what arrived is not the state with the trusted root.
+        """
+        if self._offered is None:
+            raise LocalProtocolError("offer a snapshot before you apply its chunks")
+        snapshot, state_root = self._offered
+        self._received.append(chunk)
+        if len(self._received) < snapshot.chunks:
+            return False
+        self._offered, data = None, b"".join(self._received)
+        if compute_hash(data) != snapshot.hash:
+            raise InvalidBlockError("the snapshot's chunks do not have its hash")
+        state = decode_state(self._genesis, data)
+        if state.compute_root() != state_root or state.height != snapshot.height:
+            raise InvalidBlockError("the snapshot does not have the trusted state root")
+        check_invariants(state)
+        self._state, self._pending = state, None
+        return True
+
+
+def issue_genesis(state: LedgerState) -> None:
+    """Issue genesis' money, enrol its validators, start the hub's term 0."""
+    genesis = state.genesis
+    for validator in sorted(genesis.validators, key=lambda v: v.node_id):
+        _issue(state, get_stake(AccountId(validator.node_id)), validator.stake_micros)
+        key = ValidatorKey(genesis.hub, validator.node_id)
+        state.validators[key] = ValidatorRecord(0, Duty.LIVE)
+    for account in sorted(genesis.accounts, key=lambda a: a.account):
+        state.set_nonce(account.account, 0)
+        _issue(state, get_available(account.account), account.available_micros)
+        _issue(state, get_escrow(account.account, genesis.hub), account.escrow_micros)
+    start_term(state, genesis.hub, 0, genesis.time_ms)
+
+
+def compute_results_hash(results: Iterable[TransactionResult]) -> Hash:
+    """Hash a block's results, so that the state root covers refusals too."""
+    plain = tuple((int(result.code), result.detail) for result in results)
+    return compute_hash(encode_canonical(plain))
+
+
+def _issue(state: LedgerState, account: LedgerAccount, micros: int) -> None:
+    if micros:
+        state.post(Transfer(ISSUANCE, account, micros, TransferReason.GENESIS))
+
+
+def _order_by_nonce(waiting: Sequence[Signed[Transaction]]) -> list[Signed[Transaction]]:
+    """Let each account's transactions fill its places in the order of their nonces."""
+    by_account: dict[AccountId, list[Signed[Transaction]]] = {}
+    for signed in waiting:
+        by_account.setdefault(signed.message.account, []).append(signed)
+    for queue in by_account.values():
+        queue.sort(key=lambda signed: signed.message.nonce, reverse=True)
+    return [by_account[signed.message.account].pop() for signed in waiting]

@@ -1,0 +1,501 @@
+"""The ledger's state: tables of plain records, a root over all of them, and how they are read.
+
+A state that the application has committed is never changed again: a block is applied to a copy,
+and records are frozen, so a reader may keep a state as long as it likes. The root is the Merkle
+root over one leaf a record, in sorted order; a leaf is the canonical CBOR of
+``(table, key, value)``. Source: docs/spec/ledger.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from iemas.core.election import Candidate, Term, compute_next_auctioneer
+from iemas.core.encoding import encode_canonical
+from iemas.core.errors import InternalError
+from iemas.core.merkle import EMPTY_ROOT, InclusionProof, compute_inclusion_proof, compute_root
+from iemas.core.params import Genesis, MarketParams
+from iemas.core.types import AccountId, ChannelId, Hash, HubId, NodeId, Prices
+from iemas.ledger.transfer import (
+    ISSUANCE,
+    AccountKind,
+    LedgerAccount,
+    Transfer,
+    get_available,
+    get_escrow,
+    get_stake,
+)
+
+MAX_PAST_ASKS = 16
+"""How many replaced asks a provider's record keeps for the terms in which they stood."""
+
+
+class Duty(IntEnum):
+    """Whether a validator takes part in the election."""
+
+    LIVE = 1
+    ABSENT = 2
+    RETURNING = 3
+
+
+class AskKey(NamedTuple):
+    """A provider in a hub."""
+
+    hub: HubId
+    node: NodeId
+
+
+class ValidatorKey(NamedTuple):
+    """A validator in a hub."""
+
+    hub: HubId
+    node: NodeId
+
+
+class TermKey(NamedTuple):
+    """A term of a hub."""
+
+    hub: HubId
+    number: int
+
+
+class HoldKey(NamedTuple):
+    """An account's share in a term of a hub."""
+
+    hub: HubId
+    term: int
+    account: AccountId
+
+
+class TotalKey(NamedTuple):
+    """A client process's running total with a provider, in a term."""
+
+    hub: HubId
+    term: int
+    account: AccountId
+    channel: ChannelId
+    provider: NodeId
+
+
+class VoteKey(NamedTuple):
+    """One validator's vote on another, in the current term."""
+
+    hub: HubId
+    accused: NodeId
+    voter: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFacts:
+    """What is true of the chain as a whole. `results_hash` covers the last block's results."""
+
+    chain_id: str
+    height: int
+    time_ms: int
+    supply_micros: int
+    results_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What an account holds in one of its ledger accounts; never zero."""
+
+    kind: AccountKind
+    hub: HubId
+    micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account's last nonce, and its balances sorted by kind and hub."""
+
+    nonce: int = 0
+    balances: tuple[Balance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PastAsk:
+    """An ask that was replaced, and the terms from and up to which it stood."""
+
+    prices: Prices
+    from_term: int
+    to_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskRecord:
+    """A standing ask, the term in which it was posted, and those that it replaced."""
+
+    prices: Prices
+    from_term: int
+    past: tuple[PastAsk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorRecord:
+    """A validator's place in a hub's election; an absent one has no priority."""
+
+    priority: int
+    duty: Duty
+
+
+@dataclass(frozen=True, slots=True)
+class TermRecord:
+    """An open term. `roots` are its transcripts' hashes once its books are closed.
+
+    `convicted` tells that a wrong transcript of this term was proven to its auctioneer.
+    """
+
+    auctioneer: NodeId
+    witness: NodeId | None
+    started_at_ms: int
+    books_closed: bool = False
+    roots: tuple[bytes, ...] = ()
+    convicted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRecord:
+    """An account's money in a term: frozen at its start, still held for it, settled of it."""
+
+    allowance_micros: int
+    held_micros: int
+    settled_micros: int = 0
+
+    @property
+    def open_micros(self) -> int:
+        """What may still be settled."""
+        return self.held_micros - self.settled_micros
+
+
+@dataclass(frozen=True, slots=True)
+class TotalRecord:
+    """The last settled running total of a channel with a provider."""
+
+    sequence: int
+    total_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenEntry:
+    """One record of the state, as canonical CBOR of (table, key, value), with its proof."""
+
+    leaf: bytes
+    proof: InclusionProof
+    root: Hash
+
+
+@dataclass(slots=True)
+class LedgerState:
+    """All replicated tables, and the transfers posted since the copy was made."""
+
+    genesis: Genesis
+    facts: ChainFacts
+    accounts: dict[AccountId, AccountRecord] = field(default_factory=dict)
+    asks: dict[AskKey, AskRecord] = field(default_factory=dict)
+    validators: dict[ValidatorKey, ValidatorRecord] = field(default_factory=dict)
+    current_terms: dict[HubId, int] = field(default_factory=dict)
+    terms: dict[TermKey, TermRecord] = field(default_factory=dict)
+    holds: dict[HoldKey, HoldRecord] = field(default_factory=dict)
+    totals: dict[TotalKey, TotalRecord] = field(default_factory=dict)
+    votes: dict[VoteKey, int] = field(default_factory=dict)
+    applied: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    """Ids of the applied transactions by height, for a window of heights."""
+    transfers: list[Transfer] = field(default_factory=list)
+    """Journal of this copy; not part of the root."""
+    _applied_ids: set[bytes] = field(default_factory=set, repr=False)
+    _leaves: dict[tuple[str, Any], tuple[Any, bytes]] = field(default_factory=dict, repr=False)
+    _root: Hash | None = field(default=None, repr=False)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> MarketParams:
+        """What all nodes of the market agree on."""
+        return self.genesis.params
+
+    @property
+    def chain_id(self) -> str:
+        """The chain's id."""
+        return self.facts.chain_id
+
+    @property
+    def height(self) -> int:
+        """Height of the last applied block; 0 after genesis."""
+        return self.facts.height
+
+    @property
+    def time_ms(self) -> int:
+        """Ledger time: the last applied block's."""
+        return self.facts.time_ms
+
+    def get_hubs(self) -> tuple[HubId, ...]:
+        """List the hubs in sorted order."""
+        return tuple(sorted(self.current_terms))
+
+    def has_account(self, account: AccountId) -> bool:
+        """Tell whether the account was ever credited or posted an ask."""
+        return account in self.accounts
+
+    def get_nonce(self, account: AccountId) -> int:
+        """Give the account's last nonce; 0 for an unknown one."""
+        record = self.accounts.get(account)
+        return record.nonce if record else 0
+
+    def get_funds(self, account: LedgerAccount) -> int:
+        """Give what one ledger account holds, in micro-credits."""
+        record = self.accounts.get(account.owner)
+        for balance in record.balances if record else ():
+            if balance.kind == account.kind and balance.hub == account.hub:
+                return balance.micros
+        return 0
+
+    def get_balance(self, account: AccountId, hub: HubId | None = None) -> tuple[int, int]:
+        """Give (available, escrow) in micro-credits; escrow of all hubs unless one is named."""
+        hubs = self.get_hubs() if hub is None else (hub,)
+        escrow_micros = sum(self.get_funds(get_escrow(account, name)) for name in hubs)
+        return self.get_funds(get_available(account)), escrow_micros
+
+    def get_total_money(self) -> int:
+        """Add up everything that all accounts hold: constant from genesis on."""
+        return sum(
+            balance.micros for record in self.accounts.values() for balance in record.balances
+        )
+
+    def get_stake_micros(self, node: NodeId) -> int:
+        """Give a validator's stake; 0 for anyone else."""
+        return self.get_funds(get_stake(AccountId(node)))
+
+    def is_validator(self, node: NodeId, hub: HubId | None = None) -> bool:
+        """Tell whether the node is a validator (of the hub, or of any), absent or not."""
+        hubs = self.get_hubs() if hub is None else (hub,)
+        return any(ValidatorKey(name, node) in self.validators for name in hubs)
+
+    def is_live(self, hub: HubId, node: NodeId) -> bool:
+        """Tell whether the node is a validator of the hub that takes part in the election."""
+        record = self.validators.get(ValidatorKey(hub, node))
+        return record is not None and record.duty is Duty.LIVE
+
+    def get_validators(self, hub: HubId) -> tuple[NodeId, ...]:
+        """List the hub's validators in id order, absent ones included."""
+        return tuple(key.node for key in sorted(self.validators) if key.hub == hub)
+
+    def get_live_validators(self, hub: HubId) -> tuple[NodeId, ...]:
+        """List the hub's live validators in id order."""
+        return tuple(node for node in self.get_validators(hub) if self.is_live(hub, node))
+
+    def get_candidates(self, hub: HubId) -> tuple[Candidate, ...]:
+        """List the live validators with stake and priority, in id order."""
+        return tuple(
+            Candidate(
+                node, self.get_stake_micros(node), self.validators[ValidatorKey(hub, node)].priority
+            )
+            for node in self.get_live_validators(hub)
+        )
+
+    def get_term(self, hub: HubId) -> Term:
+        """Give the hub's current term. Raises: KeyError for an unknown hub."""
+        return self._make_term(TermKey(hub, self.current_terms[hub]))
+
+    def get_term_by_number(self, hub: HubId, number: int) -> Term | None:
+        """Give an open term, the current one included; None once it is closed or unknown."""
+        key = TermKey(hub, number)
+        return self._make_term(key) if key in self.terms else None
+
+    def get_terms_open(self, hub: HubId) -> tuple[Term, ...]:
+        """List the terms that may still be settled, oldest first, the current one last."""
+        return tuple(self._make_term(key) for key in sorted(self.terms) if key.hub == hub)
+
+    def get_next_auctioneer(self, hub: HubId) -> NodeId:
+        """Foresee the next term's auctioneer, as long as the live validators stay the same."""
+        return compute_next_auctioneer(self.get_candidates(hub))
+
+    def get_ask(self, hub: HubId, node: NodeId) -> Prices | None:
+        """Give a provider's standing ask, or None."""
+        record = self.asks.get(AskKey(hub, node))
+        return record.prices if record else None
+
+    def get_asks(self, hub: HubId) -> dict[NodeId, Prices]:
+        """Give the hub's standing asks in id order."""
+        return {key.node: self.asks[key].prices for key in sorted(self.asks) if key.hub == hub}
+
+    def get_asks_of_term(self, hub: HubId, node: NodeId, term: int) -> tuple[Prices, ...]:
+        """List the asks of a provider that stood at any time of an open term, newest first."""
+        record = self.asks.get(AskKey(hub, node))
+        if record is None:
+            return ()
+        current = (record.prices,) if record.from_term <= term else ()
+        past = [p.prices for p in reversed(record.past) if p.from_term <= term <= p.to_term]
+        return (*current, *past)
+
+    def get_allowance(self, hub: HubId, account: AccountId, term: int) -> int:
+        """Give what an account's allocations of an open term may hold in all; 0 if none."""
+        record = self.holds.get(HoldKey(hub, term, account))
+        return record.allowance_micros if record else 0
+
+    def get_settleable(self, hub: HubId, account: AccountId, term: int) -> int:
+        """Give what may still be settled of an account in an open term."""
+        record = self.holds.get(HoldKey(hub, term, account))
+        return record.open_micros if record else 0
+
+    def get_free_escrow(self, hub: HubId, account: AccountId) -> int:
+        """Give the account's escrow that no open term may still settle."""
+        escrow_micros = self.get_funds(get_escrow(account, hub))
+        return escrow_micros - sum(
+            self.get_settleable(hub, account, key.number) for key in self.terms if key.hub == hub
+        )
+
+    def get_settled_total(self, key: TotalKey) -> TotalRecord:
+        """Give the last settled total of a channel with a provider in an open term."""
+        return self.totals.get(key, TotalRecord(0, 0))
+
+    def get_roots(self, hub: HubId, number: int) -> tuple[bytes, ...] | None:
+        """Give the transcript hashes of an open term whose books are closed, else None."""
+        record = self.terms.get(TermKey(hub, number))
+        return record.roots if record and record.books_closed else None
+
+    def is_applied(self, transaction_id: bytes) -> bool:
+        """Tell whether a transaction was applied within the window of remembered heights."""
+        return transaction_id in self._applied_ids
+
+    def _make_term(self, key: TermKey) -> Term:
+        record = self.terms[key]
+        return Term(key.hub, key.number, record.auctioneer, record.witness, record.started_at_ms)
+
+    # --- changing ------------------------------------------------------------------------------
+
+    def copy(self) -> LedgerState:
+        """Copy the tables (not the records, which are frozen), with an empty journal."""
+        copied = replace(self, transfers=[], _applied_ids=set(self._applied_ids), _root=None)
+        for name, table in self.get_tables().items():
+            setattr(copied, name, dict(table))
+        return copied
+
+    def post(self, transfer: Transfer) -> None:
+        """Move money. Raises: InternalError if `debit` does not hold it: check before."""
+        if transfer.debit != ISSUANCE:
+            self._add(transfer.debit, -transfer.amount_micros)
+        self._add(transfer.credit, transfer.amount_micros)
+        self.transfers.append(transfer)
+
+    def set_nonce(self, account: AccountId, nonce: int) -> None:
+        """Remember an account's last nonce; opens the account's record if there is none."""
+        record = self.accounts.get(account, AccountRecord())
+        self.accounts[account] = replace(record, nonce=nonce)
+
+    def set_applied(self, height: int, ids: Iterable[bytes], *, window: int) -> None:
+        """Remember a block's applied transactions and forget those out of the window."""
+        self.applied[height] = tuple(ids)
+        self._applied_ids.update(self.applied[height])
+        # Heights follow each other, so exactly one falls out of the window.
+        self._applied_ids.difference_update(self.applied.pop(height - window, ()))
+
+    def remember_applied(self, transaction_id: bytes) -> None:
+        """Know a transaction already while its block is applied, so that it cannot repeat it."""
+        self._applied_ids.add(transaction_id)
+
+    def restore_index(self) -> None:
+        """Rebuild from the tables what is derived from them; after decoding a snapshot."""
+        self._applied_ids = {i for ids in self.applied.values() for i in ids}
+
+    def _add(self, account: LedgerAccount, micros: int) -> None:
+        record = self.accounts.get(account.owner, AccountRecord())
+        after = self.get_funds(account) + micros
+        if after < 0:
+            raise InternalError(f"{account.name} would hold {after} micro-credits")
+        kept = [b for b in record.balances if (b.kind, b.hub) != (account.kind, account.hub)]
+        if after:
+            kept.append(Balance(account.kind, account.hub, after))
+        kept.sort(key=lambda balance: (balance.kind, balance.hub))
+        self.accounts[account.owner] = replace(record, balances=tuple(kept))
+
+    # --- root, proofs --------------------------------------------------------------------------
+
+    def get_tables(self) -> dict[str, dict[Any, Any]]:
+        """Give the replicated tables by name, the chain's facts as a table of one record."""
+        return {name: getattr(self, name) for name in TABLE_NAMES}
+
+    def compute_root(self) -> Hash:
+        """Compute the Merkle root over all records (cached until the next copy)."""
+        if self._root is None:
+            leaves = self._collect_leaves()
+            self._root = compute_root(leaves) if leaves else EMPTY_ROOT
+        return self._root
+
+    def prove_account(self, account: AccountId) -> ProvenEntry | None:
+        """Prove an account's record under the root; None for an unknown account."""
+        record = self.accounts.get(account)
+        if record is None:
+            return None
+        leaf = encode_leaf("accounts", account, record)
+        leaves = self._collect_leaves()
+        proof = compute_inclusion_proof(leaves, leaves.index(leaf))
+        return ProvenEntry(leaf, proof, self.compute_root())
+
+    def _collect_leaves(self) -> list[bytes]:
+        """Encode every record, sorted; records unchanged since the last root are not re-encoded.
+
+        A leaf starts with its table and key, which are unique, so sorting leaves sorts keys.
+        """
+        fresh: dict[tuple[str, Any], tuple[Any, bytes]] = {}
+        for name, key, value in self.iterate_records():
+            cached = self._leaves.get((name, key))
+            if cached is None or cached[0] is not value:
+                cached = (value, encode_leaf(name, key, value))
+            fresh[name, key] = cached
+        self._leaves = fresh
+        return sorted(leaf for _, leaf in fresh.values())
+
+    def iterate_records(self) -> Iterator[tuple[str, Any, Any]]:
+        """Give (table, key, value) of every record, in no particular order."""
+        yield "facts", "", self.facts
+        for name, table in self.get_tables().items():
+            for key, value in table.items():
+                yield name, key, value
+
+
+TABLE_NAMES = (
+    "accounts",
+    "asks",
+    "validators",
+    "current_terms",
+    "terms",
+    "holds",
+    "totals",
+    "votes",
+    "applied",
+)
+
+
+def encode_leaf(table: str, key: Any, value: Any) -> bytes:
+    """Encode one record as the canonical CBOR of (table, key, value)."""
+    return encode_canonical((table, to_plain(key), to_plain(value)))
+
+
+def to_plain(value: Any) -> Any:
+    """Reduce a record to None, bool, int, bytes, str and tuples, fields in order."""
+    if is_dataclass(value):
+        return tuple(to_plain(getattr(value, f.name)) for f in fields(value))
+    if isinstance(value, tuple):
+        return tuple(to_plain(item) for item in value)
+    return int(value) if isinstance(value, IntEnum) else value
+
+
+def make_genesis_state(genesis: Genesis, chain_id: str) -> LedgerState:
+    """Make the empty state before genesis' money and first terms are put in."""
+    supply_micros = sum(validator.stake_micros for validator in genesis.validators) + sum(
+        account.available_micros + account.escrow_micros for account in genesis.accounts
+    )
+    return LedgerState(genesis, ChainFacts(chain_id, 0, genesis.time_ms, supply_micros, EMPTY_ROOT))
+
+
+def group_open_micros(holds: Mapping[HoldKey, HoldRecord], hub: HubId) -> dict[AccountId, int]:
+    """Add up per account what the hub's open terms may still settle."""
+    sums: dict[AccountId, int] = {}
+    for key, record in holds.items():
+        if key.hub == hub:
+            sums[key.account] = sums.get(key.account, 0) + record.open_micros
+    return sums

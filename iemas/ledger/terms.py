@@ -1,0 +1,117 @@
+"""Terms: how one ends and the next starts, what it freezes, and how a validator is taken out.
+
+Source: docs/spec/ledger.md §3 and §4, docs/spec/election.md; design §7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from iemas.core.election import Candidate, compute_newcomer_priority, compute_term
+from iemas.core.types import AccountId, HubId, NodeId
+from iemas.ledger.state import (
+    Duty,
+    HoldKey,
+    HoldRecord,
+    LedgerState,
+    PastAsk,
+    TermKey,
+    TermRecord,
+    ValidatorKey,
+    ValidatorRecord,
+    group_open_micros,
+)
+from iemas.ledger.transfer import get_escrow
+
+
+def apply_due_terms(state: LedgerState, time_ms: int) -> None:
+    """Start the next term of every hub whose current one has run its time."""
+    for hub in state.get_hubs():
+        if time_ms >= state.get_term(hub).started_at_ms + state.params.term_ms:
+            apply_next_term(state, hub, time_ms)
+
+
+def apply_next_term(state: LedgerState, hub: HubId, time_ms: int) -> None:
+    """End the hub's current term and start the next one at `time_ms`."""
+    start_term(state, hub, state.current_terms[hub] + 1, time_ms)
+
+
+def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> None:
+    """Elect, drop the votes of the term before, close terms that are due, freeze allowances."""
+    _return_to_duty(state, hub)
+    term, after = compute_term(hub, number, state.get_candidates(hub), started_at_ms=time_ms)
+    _set_priorities(state, hub, after)
+    for vote in [key for key in state.votes if key.hub == hub]:
+        del state.votes[vote]
+    close_terms(state, hub, number - state.params.settle_terms)
+    state.terms[TermKey(hub, number)] = TermRecord(term.auctioneer, term.witness, time_ms)
+    state.current_terms[hub] = number
+    _freeze_allowances(state, hub, number)
+
+
+def close_terms(state: LedgerState, hub: HubId, oldest_open: int) -> None:
+    """Forget the terms below `oldest_open`: what they held is free, nothing of them settles."""
+    for key in [k for k in state.terms if k.hub == hub and k.number < oldest_open]:
+        del state.terms[key]
+    for hold in [k for k in state.holds if k.hub == hub and k.term < oldest_open]:
+        del state.holds[hold]
+    for total in [k for k in state.totals if k.hub == hub and k.term < oldest_open]:
+        del state.totals[total]
+    for ask, record in list(state.asks.items()):
+        past: tuple[PastAsk, ...] = tuple(p for p in record.past if p.to_term >= oldest_open)
+        if ask.hub == hub and len(past) < len(record.past):
+            state.asks[ask] = replace(record, past=past)
+
+
+def apply_absence(state: LedgerState, hub: HubId, accused: NodeId) -> bool:
+    """Take a live validator out of the election, unless it is the hub's last; tell whether.
+
+    If it is on duty, a new term starts at once, at the time of the block being applied.
+    """
+    if state.get_live_validators(hub) == (accused,):
+        return False
+    state.validators[ValidatorKey(hub, accused)] = ValidatorRecord(0, Duty.ABSENT)
+    term = state.get_term(hub)
+    if accused in (term.auctioneer, term.witness):
+        apply_next_term(state, hub, state.time_ms)
+    return True
+
+
+def is_voted_absent(state: LedgerState, hub: HubId, accused: NodeId) -> bool:
+    """Tell whether live validators with more than half of the others' stake voted so."""
+    others = [node for node in state.get_live_validators(hub) if node != accused]
+    voters = {key.voter for key in state.votes if key.hub == hub and key.accused == accused}
+    total_micros = sum(state.get_stake_micros(node) for node in others)
+    voted_micros = sum(state.get_stake_micros(node) for node in others if node in voters)
+    return 2 * voted_micros > total_micros
+
+
+def _return_to_duty(state: LedgerState, hub: HubId) -> None:
+    """Let returning validators in, each behind everyone else (election.md R5)."""
+    returning = [
+        node
+        for node in state.get_validators(hub)
+        if state.validators[ValidatorKey(hub, node)].duty is Duty.RETURNING
+    ]
+    members = (*state.get_live_validators(hub), *returning)
+    priority = compute_newcomer_priority(sum(state.get_stake_micros(node) for node in members))
+    for node in returning:
+        state.validators[ValidatorKey(hub, node)] = ValidatorRecord(priority, Duty.LIVE)
+
+
+def _set_priorities(state: LedgerState, hub: HubId, candidates: tuple[Candidate, ...]) -> None:
+    for candidate in candidates:
+        key = ValidatorKey(hub, candidate.node_id)
+        state.validators[key] = ValidatorRecord(candidate.priority, Duty.LIVE)
+
+
+def _freeze_allowances(state: LedgerState, hub: HubId, number: int) -> None:
+    """Give each account a part of the escrow that no open term may still settle."""
+    open_micros = group_open_micros(state.holds, hub)
+    accounts: list[AccountId] = sorted(state.accounts)
+    for account in accounts:
+        free_micros = state.get_funds(get_escrow(account, hub)) - open_micros.get(account, 0)
+        allowance_micros = free_micros // state.params.allowance_divisor
+        if allowance_micros > 0:
+            key = HoldKey(hub, number, account)
+            state.holds[key] = HoldRecord(allowance_micros, allowance_micros)
