@@ -1,0 +1,1 @@
+"""Backends: the inference servers a node can stand beside, behind one interface (`base`)."""
