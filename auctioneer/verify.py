@@ -29,11 +29,11 @@ from iemas.core.types import AccountId, HubId, NodeId, Prices, UnmatchedReason, 
 class LedgerView(Protocol):
     """What a verifier reads of the ledger."""
 
-    def get_open_term(self, hub: HubId, number: int) -> Term | None:
+    def get_term_by_number(self, hub: HubId, number: int) -> Term | None:
         """Give a term that can still be settled, or None."""
 
-    def get_term_ask(self, hub: HubId, provider: NodeId, term: int) -> Prices | None:
-        """Give the ask that stands for a provider in a term."""
+    def get_asks_of_term(self, hub: HubId, node: NodeId, term: int) -> tuple[Prices, ...]:
+        """Give every ask that stood for a provider at some time in a term."""
 
     def get_allowance(self, hub: HubId, account: AccountId, term: int) -> int:
         """Give what an account's allocations in a term may draw on."""
@@ -81,7 +81,7 @@ def verify_transcript(
 
 def _check_term(signed: Signed[Transcript], ledger: LedgerView, chain_id: str) -> Term:
     transcript = signed.message
-    term = ledger.get_open_term(transcript.hub, transcript.term)
+    term = ledger.get_term_by_number(transcript.hub, transcript.term)
     if term is None:
         raise InvalidTranscriptError("the ledger knows no such open term", term=transcript.term)
     verify_signed(signed, chain_id, expected_signer=term.auctioneer)
@@ -175,8 +175,8 @@ def _check_provider(
     require_valid(capability.hub == transcript.hub, f"{name} is not of this hub")
     _check_age(transcript, capability.stamp, capability.stamp.ttl_ms, params)
     _check_age(transcript, load.stamp, params.report_max_age_ms, params)
-    ask = ledger.get_term_ask(transcript.hub, node_id, transcript.term)
-    require_valid(provider.ask == ask, f"{name}'s ask is not the one on the ledger")
+    asks = ledger.get_asks_of_term(transcript.hub, node_id, transcript.term)
+    require_valid(provider.ask in asks, f"{name}'s ask is not one on the ledger")
     require_valid(provider.qos.provider == node_id, f"{name}'s QoS model is another node's")
     free_slots = min(capability.slots, load.slots) - len(load.active)
     require_valid(

@@ -22,11 +22,20 @@ from iemas.consensus.messages import (
     BlocksResponse,
     SubmitTransaction,
 )
-from iemas.consensus.sequencer import SequencerEngine
+from iemas.consensus.sequencer import CommittedBlock, SequencerEngine
 from iemas.core import auction, gossip
 from iemas.core.auction import Ask, BidSubmission, Refusal
 from iemas.core.envelope import Signed, Signer, verify_signed
-from iemas.core.errors import InvalidInputError, InvalidReceiptError, RemoteProtocolError
+from iemas.core.errors import (
+    InvalidInputError,
+    InvalidReceiptError,
+    InvalidSignatureError,
+    InvalidTransactionError,
+    NonceMismatchError,
+    RemoteProtocolError,
+    ReplayedReportError,
+    UnknownAccountError,
+)
 from iemas.core.execution import ReceiptCountersigned, ReceiptNotice, TaskStart
 from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
@@ -37,9 +46,11 @@ from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
     PostAsk,
+    ResultCode,
     ReturnToDuty,
     Transaction,
     TransactionBody,
+    TransactionResult,
 )
 from node.execution import Execution
 from node.provider import Provider
@@ -49,6 +60,7 @@ from node.rounds import Rounds
 TICK_MS = 250
 JOIN_GRACE_MS = 5_000
 RESUBMIT_MS = 2_000
+MAX_RESULTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +87,18 @@ class ReceiveTransaction:
 
 
 @dataclass(frozen=True, slots=True)
-class ReceiveReport:
-    """A newcomer introduces itself."""
-
-    report: Signed[Report]
-
-
-@dataclass(frozen=True, slots=True)
 class CacheChanged:
     """The backend's prefix blocks changed: a snapshot of sorted packed block keys."""
 
     blocks: bytes
     estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackendHealth:
+    """The backend began or ceased to answer."""
+
+    healthy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +110,17 @@ NodeInput = (
     ReceivePeerMessage
     | ReceiveBid
     | ReceiveTransaction
-    | ReceiveReport
     | CacheChanged
+    | BackendHealth
     | TimePassed
 )
+
+
+_ADMISSION_ERRORS: dict[ResultCode, type[InvalidInputError]] = {
+    ResultCode.NONCE_TOO_LOW: NonceMismatchError,
+    ResultCode.UNKNOWN_ACCOUNT: UnknownAccountError,
+    ResultCode.WRONG_SIGNER: InvalidSignatureError,
+}
 
 
 @dataclass(slots=True)
@@ -146,6 +165,8 @@ class NodeCore:
         self._started_at_ms = incarnation
         self._last_nonce = 0
         self._duties: dict[str, _Duty] = {}
+        self.results: dict[bytes, tuple[TransactionResult, int]] = {}
+        """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
         self.membership = Membership(
             own_id=self.node_id, chain_id=chain_id, params=genesis.params
@@ -238,11 +259,12 @@ class NodeCore:
                 return self.rounds.submit_bid(stream, submission, now_ms=now_ms)
             case ReceiveTransaction(transaction):
                 return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
-            case ReceiveReport(report):
-                return self.membership.receive_report(report, now_ms=now_ms)
             case CacheChanged(blocks, estimated):
                 self.reporter.set_cache(blocks, estimated=estimated)
                 return Ready()
+            case BackendHealth(healthy):
+                self.provider.backend_healthy = healthy
+                return Ready(events=(Event("backend_health", {"healthy": healthy}),))
             case TimePassed():
                 return self._tick(now_ms)
 
@@ -295,11 +317,22 @@ class NodeCore:
 
     def _follow(self, now_ms: int) -> Ready:
         """Act on blocks committed since the last look."""
-        if not self.engine.take_committed():
+        committed = self.engine.take_committed()
+        if not committed:
             return Ready()
+        for block in committed:
+            self._record_results(block)
         ready = self.rounds.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self._do_duties(now_ms)
+
+    def _record_results(self, committed: CommittedBlock) -> None:
+        """Keep the last transactions' results, for whoever waits for them."""
+        block = committed.block.message
+        for transaction, result in zip(block.transactions, committed.results, strict=True):
+            self.results[transaction.hash] = (result, block.height)
+        while len(self.results) > MAX_RESULTS:
+            self.results.pop(next(iter(self.results)))
 
     def _publish(self, now_ms: int) -> Ready:
         ready = Ready()
@@ -326,12 +359,12 @@ class NodeCore:
     def _vote(self, now_ms: int) -> Ready:
         """Vote absent whoever does not answer; come back if voted absent oneself."""
         state, hub = self.state, self.genesis.hub
-        if state.is_absent(hub, self.node_id):
+        if not state.is_live(hub, self.node_id):
             return self._submit_duty("return", ReturnToDuty(hub), now_ms)
         ready = Ready()
         term = state.get_term(hub).number
-        for validator in state.get_validators():
-            if validator == self.node_id or state.is_absent(hub, validator):
+        for validator in state.get_validators(hub):
+            if validator == self.node_id or not state.is_live(hub, validator):
                 continue
             joined = self.membership.get_node(validator) is not None
             grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
@@ -362,8 +395,35 @@ class NodeCore:
     def _get_load(self) -> CurrentLoad:
         provider = self.provider
         return CurrentLoad(
-            provider.active, provider.finished, provider.pending_prompt_tokens
+            provider.slots, provider.active, provider.finished, provider.pending_prompt_tokens
         )
+
+    # --- requests that raise what is wrong, instead of only counting it --------------------------
+
+    def introduce(self, report: Signed[Report], *, now_ms: int) -> Ready:
+        """Take in a newcomer's report. Raises: InvalidReportError, InvalidSignatureError."""
+        try:
+            ready = self.membership.receive_report(report, now_ms=now_ms)
+        except ReplayedReportError:
+            ready = Ready()  # joining again with the same report changes nothing
+        except InvalidInputError as error:
+            self.refused[type(error).__name__] += 1
+            raise
+        return self._complete(ready, now_ms)
+
+    def require_orderable(self, transaction: Signed[Transaction]) -> None:
+        """Refuse a transaction that can only be refused.
+
+        Raises: NonceMismatchError, UnknownAccountError, InvalidSignatureError,
+            InvalidTransactionError.
+        """
+        if transaction.hash in self.results:
+            return
+        result = self.engine.app.check_tx(transaction)
+        if result.code is not ResultCode.OK:
+            error = _ADMISSION_ERRORS.get(result.code, InvalidTransactionError)(result.detail)
+            self.refused[type(error).__name__] += 1
+            raise error
 
     # --- execution: called by the servicer that streams -------------------------------------------
 

@@ -46,7 +46,7 @@ class LedgerView(Protocol):
     def get_term(self, hub: HubId) -> Term:
         """Give the hub's current term."""
 
-    def get_open_term(self, hub: HubId, number: int) -> Term | None:
+    def get_term_by_number(self, hub: HubId, number: int) -> Term | None:
         """Give a term that can still be settled."""
 
     def get_settled_sequence(
@@ -81,6 +81,7 @@ class Provider:
         self._node_id = node_id
         self._hub = hub
         self._slots = slots
+        self.backend_healthy = True
         self._chain_id = chain_id
         self._params = params
         self._signer = signer
@@ -91,6 +92,11 @@ class Provider:
         self._books: dict[ChannelKey, ChannelBook] = {}
 
     # --- reads -------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """How many tasks may run at once now: none while the backend does not answer."""
+        return self._slots if self.backend_healthy else 0
 
     @property
     def active(self) -> tuple[bytes, ...]:
@@ -138,8 +144,8 @@ class Provider:
             start, self._params
         ))
         allocation_hash = start.allocation.hash
-        if len(self._active) >= self._slots:
-            reason = f"all {self._slots} slots are taken"
+        if len(self._active) >= self.slots:
+            reason = f"all {self.slots} slots are taken" if self.slots else "the backend is down"
             busy = self._signer.sign(Busy(allocation_hash, self._node_id, reason))
             raise ProviderBusyError(reason, busy=busy)
         self._seen[allocation_hash] = start.allocation.message.expires_at_ms
@@ -149,7 +155,7 @@ class Provider:
     def _check_allocation(self, start: TaskStart, now_ms: int) -> None:
         allocation = start.allocation.message
         current = self._ledger.get_term(self._hub)
-        term = self._ledger.get_open_term(allocation.hub, allocation.term)
+        term = self._ledger.get_term_by_number(allocation.hub, allocation.term)
         _require(allocation.hub == self._hub, "the allocation is of another hub")
         _require(
             term is not None and current.number - 1 <= allocation.term,
@@ -277,7 +283,7 @@ class Provider:
             settled = self._ledger.get_settled_sequence(
                 self._hub, term, account, channel, self._node_id
             )
-            closed = self._ledger.get_open_term(self._hub, term) is None
+            closed = self._ledger.get_term_by_number(self._hub, term) is None
             owes_nothing = term < self._ledger.get_term(self._hub).number and (
                 book.total.message.total_micros == 0
             )

@@ -54,6 +54,7 @@ class NodeProfile:
 class CurrentLoad:
     """What a load report says, but for its stamp."""
 
+    slots: int
     active: tuple[bytes, ...] = ()
     finished: tuple[bytes, ...] = ()
     pending_prompt_tokens: int = 0
@@ -140,7 +141,7 @@ class Reporter:
     def _make_load(self, load: CurrentLoad, now_ms: int) -> LoadReport:
         return LoadReport(
             stamp=self._make_stamp(now_ms, self._params.report_max_age_ms),
-            slots=self.profile.slots,
+            slots=load.slots,
             active=load.active,
             finished=load.finished,
             pending_prompt_tokens=load.pending_prompt_tokens,

@@ -109,7 +109,7 @@ class Rounds:
             return None
         if now_ms - load.message.stamp.issued_at_ms > self._params.report_max_age_ms:
             return None
-        ask = self._get_state().get_term_ask(self._hub, node_id, term)
+        ask = self._get_state().get_ask(self._hub, node_id)
         if ask is None:
             return None
         self._capacity.observe_load(load.message)
@@ -307,7 +307,7 @@ class Rounds:
         )
 
     def _get_auctioneer(self, term: int) -> NodeId | None:
-        open_term = self._get_state().get_open_term(self._hub, term)
+        open_term = self._get_state().get_term_by_number(self._hub, term)
         return open_term.auctioneer if open_term is not None else None
 
     def take_evidence(self) -> TransactionBody | None:

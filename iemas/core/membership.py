@@ -101,6 +101,8 @@ class Membership:
         self._next_probe_ms = 0
         self._next_exchange_ms = 0
         self._exchange_turn = 0
+        self.version = 0
+        """Counts changes of the set of nodes and of their capability reports."""
 
     # --- reads -------------------------------------------------------------------------------
 
@@ -233,6 +235,7 @@ class Membership:
         node_id = report.message.stamp.node_id
         match report:
             case Signed(CapabilityReport(), _):
+                self.version += 1
                 if record is None:
                     if len(self._nodes) >= MAX_NODES:
                         raise StaleReportError("the table of nodes is full", node_id=node_id)
@@ -318,6 +321,7 @@ class Membership:
                 node_id
             ):
                 del self._nodes[node_id]
+                self.version += 1
                 events.append(Event("peer_forgotten", {"peer": short_id(node_id)}))
         return Ready(events=tuple(events))
 

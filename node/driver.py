@@ -1,0 +1,134 @@
+"""The one driver loop: receive → step → persist → send → wait.
+
+`Driver` owns the node's clock, disk and sockets; `NodeCore` decides. Everything runs on one event
+loop, so a step is never interrupted by another. Source: docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+from typing import Any, Protocol
+
+import structlog
+
+from iemas.core.errors import InternalError
+from iemas.core.ready import Answer, Ready
+from iemas.core.types import NodeId
+from node.clock import get_now_ms
+from node.core import NodeCore, NodeInput, TimePassed
+from node.metrics import EVENTS
+from node.storage import Storage
+
+_log = structlog.get_logger(__name__)
+MAX_ANSWERS_WAITING = 10_000
+QUIET_EVENTS = frozenset({"round_verified"})
+
+
+class Transport(Protocol):
+    """What carries messages to peers."""
+
+    def send(self, to: NodeId, message: Any) -> None:
+        """Queue a message; never waits."""
+
+
+class Driver:
+    """Carries out what the core decides."""
+
+    def __init__(self, core: NodeCore, storage: Storage) -> None:
+        self.core = core
+        self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._storage = storage
+        self._transport: Transport | None = None
+        self._streams: dict[int, asyncio.Queue[Answer]] = {}
+        self._stream_ids = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._committed = asyncio.Event()
+        self._seen_height = core.engine.height
+
+    def connect(self, transport: Transport) -> None:
+        """Send through this transport from now on."""
+        self._transport = transport
+
+    def step(self, inp: NodeInput) -> None:
+        """Feed one input to the core and carry out what it gives back."""
+        if self.fatal.done():
+            return
+        try:
+            self.carry_out(self.core.step(inp, now_ms=get_now_ms()))
+        except InternalError as error:
+            self.fail(error)
+
+    def carry_out(self, ready: Ready) -> None:
+        """Persist, then send and answer, then arm the timer."""
+        if ready.persist:
+            try:
+                self._storage.write(ready.persist)
+            except sqlite3.Error as error:
+                self.fail(InternalError(f"the node's database cannot be written: {error}"))
+                return
+        if self._transport is not None:
+            for send in ready.send:
+                self._transport.send(send.to, send.message)
+        for answer in ready.answers:
+            queue = self._streams.get(answer.stream)
+            if queue is not None and queue.qsize() < MAX_ANSWERS_WAITING:
+                queue.put_nowait(answer)
+        for event in ready.events:
+            EVENTS.labels(event.name).inc()
+            log = _log.debug if event.name in QUIET_EVENTS else _log.info
+            log(event.name, **event.fields)
+        if self.core.engine.height != self._seen_height:
+            self._seen_height = self.core.engine.height
+            self._committed.set()
+            self._committed = asyncio.Event()
+        if ready.wake_at_ms is not None:
+            self._arm(ready.wake_at_ms)
+
+    def fail(self, error: InternalError) -> None:
+        """Stop the node: an invariant broke, or its disk did."""
+        if not self.fatal.done():
+            self.fatal.set_exception(error)
+
+    def _arm(self, wake_at_ms: int) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0, wake_at_ms - get_now_ms()) / 1000
+        if self._timer is not None:
+            if not self._timer.cancelled() and loop.time() < self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.step(TimePassed())
+
+    def stop(self) -> None:
+        """Arm no more timers."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.fatal.done():
+            self.fatal.cancel()
+
+    # --- bid streams -------------------------------------------------------------------------
+
+    def open_stream(self) -> tuple[int, asyncio.Queue[Answer]]:
+        """Register a bidder's stream; its answers come through the queue."""
+        stream = next(self._stream_ids)
+        queue: asyncio.Queue[Answer] = asyncio.Queue()
+        self._streams[stream] = queue
+        return stream, queue
+
+    def close_stream(self, stream: int) -> None:
+        """Forget a bidder's stream."""
+        self._streams.pop(stream, None)
+
+    async def wait_committed(self, timeout_s: float) -> bool:
+        """Wait for the next committed block; tell whether one came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._committed.wait()
+        except TimeoutError:
+            return False
+        return True

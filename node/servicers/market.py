@@ -1,0 +1,214 @@
+"""What anyone may ask this node: market, reports, ledger, tokenizer, status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from iemas import wire
+from iemas.core.envelope import Envelope, Signed
+from iemas.core.errors import (
+    APITimeoutError,
+    InvalidInputError,
+)
+from iemas.core.ready import RecordKind
+from iemas.core.report import CapabilityReport
+from iemas.core.types import AccountId, HubId, require_id
+from iemas.ledger.transaction import Transaction
+from iemas.v1 import ledger_pb2, market_service_pb2, market_service_pb2_grpc, types_pb2
+from node.clock import get_now_ms
+from node.core import ReceiveTransaction
+from node.driver import Driver
+from node.storage import Storage
+
+SUBMIT_TIMEOUT_S = 20.0
+PIECE_BYTES = 1 << 20
+PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class MarketFacts:
+    """What does not change while the node runs."""
+
+    genesis_json: bytes
+    software: str
+    tokenizer_hash: bytes
+    tokenizer_bundle: bytes
+
+
+class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
+    """`MarketService` on the public listener."""
+
+    def __init__(self, driver: Driver, storage: Storage, facts: MarketFacts) -> None:
+        self._driver = driver
+        self._core = driver.core
+        self._storage = storage
+        self._facts = facts
+
+    async def GetMarket(  # noqa: N802 - the names are the protocol's
+        self, request: market_service_pb2.GetMarketRequest, context: Any
+    ) -> market_service_pb2.GetMarketResponse:
+        """Give the genesis file."""
+        return market_service_pb2.GetMarketResponse(
+            genesis_json=self._facts.genesis_json,
+            node_id=self._core.node_id,
+            software=self._facts.software,
+        )
+
+    async def Join(  # noqa: N802
+        self, request: market_service_pb2.JoinRequest, context: Any
+    ) -> market_service_pb2.JoinResponse:
+        """Take in a newcomer's report, tell the others, give it all reports."""
+        envelope = wire.from_proto(Envelope, request.capability)
+        report: Signed[Any] = wire.open_envelope(CapabilityReport, envelope)
+        self._driver.carry_out(self._core.introduce(report, now_ms=get_now_ms()))
+        reports = [wire.to_proto(held) for held in self._core.membership.get_reports()]
+        return market_service_pb2.JoinResponse(reports=reports)
+
+    async def ListReports(  # noqa: N802
+        self, request: market_service_pb2.ListReportsRequest, context: Any
+    ) -> market_service_pb2.ListReportsResponse:
+        """Give every report held here, and whom this node suspects."""
+        membership = self._core.membership
+        return market_service_pb2.ListReportsResponse(
+            reports=[wire.to_proto(report) for report in membership.get_reports()],
+            suspected=[peer for peer in membership.get_peers() if membership.is_suspected(peer)],
+        )
+
+    async def GetTerm(  # noqa: N802
+        self, request: market_service_pb2.GetTermRequest, context: Any
+    ) -> market_service_pb2.GetTermResponse:
+        """Give the current term, with the reports that bids are sealed by."""
+        hub = self._require_hub(request.hub)
+        state = self._core.state
+        term = state.get_term(hub)
+        response = market_service_pb2.GetTermResponse(
+            term=term.number,
+            auctioneer=term.auctioneer,
+            witness=term.witness or b"",
+            started_at_ms=term.started_at_ms,
+            next_auctioneer=state.get_next_auctioneer(hub),
+            height=state.height,
+        )
+        for node_id, field in (
+            (term.auctioneer, response.auctioneer_capability),
+            (term.witness, response.witness_capability),
+        ):
+            record = self._core.membership.get_node(node_id) if node_id is not None else None
+            if record is not None:
+                field.CopyFrom(wire.to_proto(record.capability.envelope))
+        return response
+
+    async def GetAccount(  # noqa: N802
+        self, request: market_service_pb2.GetAccountRequest, context: Any
+    ) -> market_service_pb2.GetAccountResponse:
+        """Give an account's balances."""
+        require_id("account", request.account)
+        hub = self._require_hub(request.hub)
+        account = AccountId(request.account)
+        state = self._core.state
+        if not state.has_account(account):
+            return market_service_pb2.GetAccountResponse(exists=False, height=state.height)
+        available_micros, escrow_micros = state.get_balance(account, hub)
+        return market_service_pb2.GetAccountResponse(
+            exists=True,
+            available_micros=available_micros,
+            escrow_micros=escrow_micros,
+            allowance_micros=state.get_allowance(hub, account, state.get_term(hub).number),
+            nonce=state.get_nonce(account),
+            height=state.height,
+        )
+
+    async def SubmitTransaction(  # noqa: N802
+        self, request: market_service_pb2.SubmitTransactionRequest, context: Any
+    ) -> market_service_pb2.SubmitTransactionResponse:
+        """Have a transaction ordered; answer with its recorded result."""
+        envelope = wire.from_proto(Envelope, request.transaction)
+        transaction = wire.open_envelope(Transaction, envelope)
+        core = self._core
+        core.require_orderable(transaction)
+        self._driver.step(ReceiveTransaction(transaction))
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+                while transaction.hash not in core.results:
+                    await self._driver.wait_committed(SUBMIT_TIMEOUT_S)
+        except TimeoutError:
+            raise APITimeoutError(
+                f"the transaction was not ordered within {SUBMIT_TIMEOUT_S:.0f} s; the sequencer "
+                "may be down. Submitting it again is safe"
+            ) from None
+        result, height = core.results[transaction.hash]
+        return market_service_pb2.SubmitTransactionResponse(
+            code=ledger_pb2.ResultCode.ValueType(int(result.code)),
+            detail=result.detail,
+            height=height,
+        )
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: market_service_pb2.GetTokenizerRequest, context: Any
+    ) -> AsyncIterator[market_service_pb2.GetTokenizerResponse]:
+        """Stream the tokenizer bundle of this node's model."""
+        bundle = self._facts.tokenizer_bundle
+        if not bundle or request.hash != self._facts.tokenizer_hash:
+            raise InvalidInputError("this node does not hold that tokenizer; ask a provider")
+        for offset in range(0, len(bundle), PIECE_BYTES):
+            piece = bundle[offset : offset + PIECE_BYTES]
+            yield market_service_pb2.GetTokenizerResponse(piece=piece)
+
+    async def GetStatus(  # noqa: N802
+        self, request: market_service_pb2.GetStatusRequest, context: Any
+    ) -> market_service_pb2.GetStatusResponse:
+        """Say how this node is."""
+        core, state = self._core, self._core.state
+        membership = core.membership
+        alive = [peer for peer in membership.get_peers() if not membership.is_suspected(peer)]
+        return market_service_pb2.GetStatusResponse(
+            node_id=core.node_id,
+            height=state.height,
+            state_root=core.engine.state_root,
+            term=state.get_term(core.genesis.hub).number,
+            transcripts_verified=core.rounds.verdicts["verified"],
+            transcripts_refused=core.rounds.verdicts["refused"],
+            last_transcript_hash=core.rounds.last_transcript_hash,
+            peers_alive=len(alive),
+            active_tasks=len(core.provider.active),
+            total_money_micros=state.get_total_money(),
+            refused=dict(core.refused),
+            unsettled_channels=core.provider.unsettled_channels,
+        )
+
+    async def ListBlocks(  # noqa: N802
+        self, request: market_service_pb2.ListBlocksRequest, context: Any
+    ) -> AsyncIterator[market_service_pb2.ListBlocksResponse]:
+        """Stream the stored blocks from a height on."""
+        after = max(request.from_height, 1).to_bytes(8, "big")
+        async for envelope in self._stream(RecordKind.BLOCK, after):
+            yield market_service_pb2.ListBlocksResponse(block=envelope)
+
+    async def ListTranscripts(  # noqa: N802
+        self, request: market_service_pb2.ListTranscriptsRequest, context: Any
+    ) -> AsyncIterator[market_service_pb2.ListTranscriptsResponse]:
+        """Stream the verified rounds' transcripts in order of term and round."""
+        after = request.from_index.to_bytes(8, "big")
+        async for envelope in self._stream(RecordKind.TRANSCRIPT, after):
+            yield market_service_pb2.ListTranscriptsResponse(transcript=envelope)
+
+    async def _stream(self, kind: RecordKind, first: bytes) -> AsyncIterator[types_pb2.Envelope]:
+        """Read a table page by page, letting others run between pages."""
+        while True:
+            page = self._storage.read_page(kind, first, PAGE)
+            for key, data in page:
+                yield types_pb2.Envelope.FromString(data)
+                first = key + b"\0"
+            if len(page) < PAGE:
+                return
+            await asyncio.sleep(0)
+
+    def _require_hub(self, name: str) -> HubId:
+        hub = self._core.genesis.hub
+        if name not in ("", hub):
+            raise InvalidInputError(f"this market's hub is {hub!r}, not {name!r}")
+        return hub
+
