@@ -32,11 +32,13 @@ def compute_assignment(welfare: IntArray, slots: IntArray) -> IntArray:
     n_tasks, n_providers = welfare.shape
     assignment = np.full(n_tasks, -1, dtype=np.int64)
     # More slots than tasks are of no use, and would only widen the matrix.
-    column_provider = np.repeat(np.arange(n_providers), np.minimum(slots, n_tasks))
+    useful = np.minimum(slots, n_tasks)
+    column_provider = np.repeat(np.arange(n_providers), useful)
     if len(column_provider) == 0:
         return assignment
-    gains = np.maximum(welfare, 0).astype(np.float64)
-    tasks, columns = linear_sum_assignment(gains[:, column_provider], maximize=True)
+    costs = -np.maximum(welfare, 0).astype(np.float64)
+    # Row-major and to be minimised, so that the solver takes it as it is.
+    tasks, columns = linear_sum_assignment(np.repeat(costs, useful, axis=1))
     providers = column_provider[columns]
     # The solver fills every row it can; a pair of no welfare is no match.
     feasible = welfare[tasks, providers] > 0
