@@ -15,9 +15,12 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from iemas.core.errors import IemasError, InternalError
+from iemas.core.errors import IemasError, InternalError, MalformedMessageError
 from iemas.rpc_errors import encode_error, from_rpc_error
+
+Parse = Callable[[bytes], Any]
 
 _log = structlog.get_logger(__name__)
 
@@ -91,28 +94,50 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         for kind in ("unary_unary", "stream_unary", "unary_stream", "stream_stream"):
             behaviour = getattr(handler, kind)
-            if behaviour is not None:
-                wrapped = self._wrap(behaviour, method)
-                return handler._replace(**{kind: wrapped})
+            if behaviour is not None and _is_async(behaviour):
+                # gRPC parses a single request outside of the handler, so that is done here.
+                parse = _name_parse_errors(handler.request_deserializer)
+                inside = None if handler.request_streaming else parse
+                outside = parse if handler.request_streaming else None
+                wrapped = self._wrap(behaviour, method, inside)
+                return handler._replace(**{kind: wrapped}, request_deserializer=outside)
         return handler
 
-    def _wrap(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _wrap(
+        self, behaviour: Callable[..., Any], method: str, parse: Parse | None
+    ) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(behaviour):
 
             async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with (
                     self._translate(context, method),
-                    aclosing(behaviour(request, context)) as responses,
+                    aclosing(behaviour(parse(request) if parse else request, context)) as responses,
                 ):
                     async for response in responses:
                         yield response
 
             return generate
-        if inspect.iscoroutinefunction(behaviour):
 
-            async def answer(request: Any, context: Any) -> Any:
-                async with self._translate(context, method):
-                    return await behaviour(request, context)
+        async def answer(request: Any, context: Any) -> Any:
+            async with self._translate(context, method):
+                return await behaviour(parse(request) if parse else request, context)
 
-            return answer
-        return behaviour
+        return answer
+
+
+def _is_async(behaviour: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(behaviour) or inspect.iscoroutinefunction(behaviour)
+
+
+def _name_parse_errors(deserialize: Parse | None) -> Parse | None:
+    """Make bytes that do not parse a `MalformedMessageError`."""
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            raise MalformedMessageError("the request does not parse") from error
+
+    return parse
