@@ -108,6 +108,11 @@ class SimulatedRun:
         """Whether the task has ended."""
         return self.usage is not None
 
+    @property
+    def has_new(self) -> bool:
+        """Whether tokens came since the last `take_new`."""
+        return self._taken < len(self.tokens)
+
     def take_new(self) -> list[SimulatedToken]:
         """Give the tokens that came since the last call."""
         new = self.tokens[self._taken :]
