@@ -23,6 +23,14 @@ class TermBooks:
         self._channel_reserved: dict[tuple[AccountId, ChannelId, NodeId], int] = {}
         self._last_bids: dict[tuple[AccountId, ChannelId], Signed[SealedBid]] = {}
 
+    def copy(self) -> TermBooks:
+        """Give books that go on from here on their own."""
+        books = TermBooks()
+        books._reserved.update(self._reserved)  # noqa: SLF001 - of the same class
+        books._channel_reserved.update(self._channel_reserved)  # noqa: SLF001
+        books._last_bids.update(self._last_bids)  # noqa: SLF001
+        return books
+
     def get_reserved(self, account: AccountId) -> int:
         """Give what the account's allocations of this term reserve in all."""
         return self._reserved.get(account, 0)

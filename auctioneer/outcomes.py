@@ -13,7 +13,8 @@ import numpy as np
 
 from auctioneer.books import TermBooks
 from auctioneer.mechanism import Clearing
-from auctioneer.mechanism.valuation import Valuation, compute_rates
+from auctioneer.mechanism.rates import compute_rates
+from auctioneer.mechanism.valuation import Valuation
 from iemas.core.auction import Allocation, Bid, Transcript, Unmatched
 from iemas.core.envelope import Signed
 from iemas.core.params import MarketParams

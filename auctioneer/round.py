@@ -119,7 +119,6 @@ class Auctioneer:
         hpke_key: X25519PrivateKey,
         market: MarketView,
         decode_bid: BidDecoder,
-        next_round: int = 0,
     ) -> None:
         self.term = term
         self.books = TermBooks()
@@ -135,7 +134,7 @@ class Auctioneer:
         self._countersigning: dict[bytes, _PendingBid] = {}
         self._acknowledged: list[_PendingBid] = []
         self._open_round: _OpenRound | None = None
-        self._next_round = next_round
+        self._next_round = 0
         self._over = False
 
     @property
@@ -147,6 +146,17 @@ class Auctioneer:
     def witness(self) -> NodeId:
         """Who countersigns this term's bids."""
         return self._witness
+
+    def resume(
+        self, transcripts: Sequence[Signed[Transcript]], books: TermBooks, next_round: int
+    ) -> None:
+        """Go on after a restart: these rounds were cleared, no earlier round may be closed."""
+        self.books = books
+        for transcript in transcripts:
+            for task in transcript.message.tasks:
+                self.books.record_bid(task.sealed_bid)
+        self.transcript_hashes = [transcript.hash for transcript in transcripts]
+        self._next_round = next_round
 
     # --- bids come in ------------------------------------------------------------------------
 
@@ -346,8 +356,8 @@ class Auctioneer:
             else:
                 unmatched = self._signer.sign(outcome)
             proof = compute_inclusion_proof(opened.hashes, index)
-            message = RoundOutcome(opened.close, proof, allocation, unmatched)
-            answers.append(Answer(bid.stream, bid.hash, message))
+            answer = RoundOutcome(opened.close, proof, allocation, unmatched)
+            answers.append(Answer(bid.stream, bid.hash, answer))
         message = transcript.message
         fields = {
             "term": message.term,

@@ -9,7 +9,7 @@ asks of it (`_follow`), then delivers to itself what it sent to itself. Source: 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -24,7 +24,14 @@ from iemas.consensus.messages import (
 )
 from iemas.consensus.sequencer import CommittedBlock, SequencerEngine
 from iemas.core import auction, gossip
-from iemas.core.auction import Ask, BidSubmission, Refusal
+from iemas.core.auction import (
+    Ask,
+    BidSubmission,
+    Refusal,
+    RoundClose,
+    ShareRelease,
+    Transcript,
+)
 from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import (
     InvalidInputError,
@@ -41,13 +48,15 @@ from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
-from iemas.core.types import NodeId, Prices, short_id
+from iemas.core.types import AccountId, NodeId, Prices, short_id
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
+    Block,
     PostAsk,
     ResultCode,
     ReturnToDuty,
+    SettlementEntry,
     Transaction,
     TransactionBody,
     TransactionResult,
@@ -160,6 +169,7 @@ class NodeCore:
         self.engine = engine
         self.refused: Counter[str] = Counter()
         self._signer = signer
+        self._account = AccountId(signer.node_id)
         self._ask = ask
         self._predictor = predictor
         self._started_at_ms = incarnation
@@ -168,6 +178,7 @@ class NodeCore:
         self.results: dict[bytes, tuple[TransactionResult, int]] = {}
         """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
+        self._seen_membership = -1
         self.membership = Membership(
             own_id=self.node_id, chain_id=chain_id, params=genesis.params
         )
@@ -178,7 +189,7 @@ class NodeCore:
             chain_id=chain_id,
             params=genesis.params,
             signer=signer,
-            ledger=_StateView(lambda: self.state),
+            get_state=lambda: self.state,
         )
         self.reporter = Reporter(
             profile=profile,
@@ -198,6 +209,20 @@ class NodeCore:
             get_state=lambda: self.state,
             decode_bid=decode_bid,
         )
+
+    def restore(
+        self,
+        *,
+        blocks: Sequence[Signed[Block]],
+        transcripts: Sequence[Signed[Transcript]],
+        closes: Sequence[Signed[RoundClose]],
+        releases: Sequence[Signed[ShareRelease]],
+        unsettled: Sequence[SettlementEntry],
+    ) -> None:
+        """Go on where an earlier process of this node stopped: call before the first step."""
+        self.engine.restore(blocks)
+        self.rounds.restore(transcripts, closes, releases)
+        self.provider.restore(unsettled)
 
     @property
     def state(self) -> LedgerState:
@@ -316,7 +341,10 @@ class NodeCore:
         return ready
 
     def _follow(self, now_ms: int) -> Ready:
-        """Act on blocks committed since the last look."""
+        """Act on peers met and blocks committed since the last look."""
+        if self.membership.version != self._seen_membership:
+            self._seen_membership = self.membership.version
+            self.engine.set_peers({*self.membership.get_peers(), self.genesis.sequencer})
         committed = self.engine.take_committed()
         if not committed:
             return Ready()
@@ -380,16 +408,16 @@ class NodeCore:
         """Submit a transaction of this node's own unless the same one is on its way."""
         pending = self._duties.get(duty)
         if pending is not None:
-            landed = self.state.get_nonce(self.node_id) >= pending.nonce
+            landed = self.state.get_nonce(self._account) >= pending.nonce
             if once or (not landed and now_ms < pending.sent_at_ms + RESUBMIT_MS):
                 return Ready()
             del self._duties[duty]
         if body is None:
             return Ready()
-        nonce = max(self._last_nonce, self.state.get_nonce(self.node_id)) + 1
+        nonce = max(self._last_nonce, self.state.get_nonce(self._account)) + 1
         self._last_nonce = nonce
         self._duties[duty] = _Duty(nonce, now_ms)
-        transaction = self._signer.sign(Transaction(self.node_id, nonce, body))
+        transaction = self._signer.sign(Transaction(self._account, nonce, body))
         return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
 
     def _get_load(self) -> CurrentLoad:
@@ -456,14 +484,4 @@ class NodeCore:
             receivers = self.rounds.get_receivers()
             ready += Ready(send=tuple(Send(node, notice) for node in receivers))
         return self._complete(ready, now_ms)
-
-
-class _StateView:
-    """Reads the replica's state afresh at every call: the state object changes with blocks."""
-
-    def __init__(self, get_state: Callable[[], LedgerState]) -> None:
-        self._get_state = get_state
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._get_state(), name)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -20,6 +21,7 @@ from node.clock import get_now_ms
 from node.core import NodeCore, NodeInput, TimePassed
 from node.metrics import EVENTS
 from node.storage import Storage
+from node.transport import Member
 
 _log = structlog.get_logger(__name__)
 MAX_ANSWERS_WAITING = 10_000
@@ -29,8 +31,13 @@ QUIET_EVENTS = frozenset({"round_verified"})
 class Transport(Protocol):
     """What carries messages to peers."""
 
-    def send(self, to: NodeId, message: Any) -> None:
+    def send(self, to: NodeId, message: Any) -> bool:
         """Queue a message; never waits."""
+        ...
+
+    def set_members(self, members: Mapping[NodeId, Member]) -> None:
+        """Make these the nodes to listen to and to send to."""
+        ...
 
 
 class Driver:
@@ -46,6 +53,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._committed = asyncio.Event()
         self._seen_height = core.engine.height
+        self._seen_membership = -1
 
     def connect(self, transport: Transport) -> None:
         """Send through this transport from now on."""
@@ -69,6 +77,7 @@ class Driver:
                 self.fail(InternalError(f"the node's database cannot be written: {error}"))
                 return
         if self._transport is not None:
+            self._follow_membership(self._transport)
             for send in ready.send:
                 self._transport.send(send.to, send.message)
         for answer in ready.answers:
@@ -85,6 +94,19 @@ class Driver:
             self._committed = asyncio.Event()
         if ready.wake_at_ms is not None:
             self._arm(ready.wake_at_ms)
+
+    def _follow_membership(self, transport: Transport) -> None:
+        membership = self.core.membership
+        if membership.version == self._seen_membership:
+            return
+        self._seen_membership = membership.version
+        transport.set_members(
+            {
+                node_id: Member(capability.peer_address, capability.ca_certificate)
+                for node_id, record in membership.get_nodes()
+                if (capability := record.capability.message).peer_address
+            }
+        )
 
     def fail(self, error: InternalError) -> None:
         """Stop the node: an invariant broke, or its disk did."""

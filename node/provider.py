@@ -8,12 +8,10 @@ a crash costs at most one window. Source: design §4 steps 6 to 8, §7 (settleme
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from iemas.core.auction import Allocation
-from iemas.core.election import Term
 from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import (
     InvalidAllocationError,
@@ -31,6 +29,7 @@ from iemas.core.execution import (
 from iemas.core.params import MarketParams
 from iemas.core.ready import Record, RecordKind
 from iemas.core.types import AccountId, ChannelId, HubId, NodeId
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Settle, SettlementEntry
 from node.execution import Execution, compute_first_window_micros
 
@@ -38,21 +37,6 @@ MAX_FINISHED = 64
 MAX_ENTRIES = 500
 
 ChannelKey = tuple[int, AccountId, ChannelId]  # (term, account, channel)
-
-
-class LedgerView(Protocol):
-    """What a provider reads of the ledger."""
-
-    def get_term(self, hub: HubId) -> Term:
-        """Give the hub's current term."""
-
-    def get_term_by_number(self, hub: HubId, number: int) -> Term | None:
-        """Give a term that can still be settled."""
-
-    def get_settled_sequence(
-        self, hub: HubId, term: int, account: AccountId, channel: ChannelId, provider: NodeId
-    ) -> int:
-        """Give the sequence of the last settled total, 0 for none."""
 
 
 @dataclass(slots=True)
@@ -65,7 +49,10 @@ class ChannelBook:
 
 
 class Provider:
-    """Admission, running tasks and settlement of one provider."""
+    """Admission, running tasks and settlement of one provider.
+
+    `get_state` gives the ledger replica's current state; it is read afresh at every use.
+    """
 
     def __init__(
         self,
@@ -76,7 +63,7 @@ class Provider:
         chain_id: str,
         params: MarketParams,
         signer: Signer,
-        ledger: LedgerView,
+        get_state: Callable[[], LedgerState],
     ) -> None:
         self._node_id = node_id
         self._hub = hub
@@ -85,7 +72,7 @@ class Provider:
         self._chain_id = chain_id
         self._params = params
         self._signer = signer
-        self._ledger = ledger
+        self._get_state = get_state
         self._active: dict[bytes, Execution] = {}
         self._finished: deque[bytes] = deque(maxlen=MAX_FINISHED)
         self._seen: dict[bytes, int] = {}  # allocation hash -> its expiry
@@ -154,8 +141,8 @@ class Provider:
 
     def _check_allocation(self, start: TaskStart, now_ms: int) -> None:
         allocation = start.allocation.message
-        current = self._ledger.get_term(self._hub)
-        term = self._ledger.get_term_by_number(allocation.hub, allocation.term)
+        current = self._get_state().get_term(self._hub)
+        term = self._get_state().get_term_by_number(allocation.hub, allocation.term)
         _require(allocation.hub == self._hub, "the allocation is of another hub")
         _require(
             term is not None and current.number - 1 <= allocation.term,
@@ -267,7 +254,7 @@ class Provider:
 
     def collect_settlement(self) -> Settle | None:
         """Give the totals of past terms that no task adds to any more."""
-        current = self._ledger.get_term(self._hub).number
+        current = self._get_state().get_term(self._hub).number
         entries = [
             SettlementEntry(book.allocation, book.total)
             for key, book in sorted(self._books.items(), key=lambda item: item[0])
@@ -280,11 +267,11 @@ class Provider:
         records = []
         for key, book in sorted(self._books.items(), key=lambda item: item[0]):
             term, account, channel = key
-            settled = self._ledger.get_settled_sequence(
+            settled = self._get_state().get_settled_sequence(
                 self._hub, term, account, channel, self._node_id
             )
-            closed = self._ledger.get_term_by_number(self._hub, term) is None
-            owes_nothing = term < self._ledger.get_term(self._hub).number and (
+            closed = self._get_state().get_term_by_number(self._hub, term) is None
+            owes_nothing = term < self._get_state().get_term(self._hub).number and (
                 book.total.message.total_micros == 0
             )
             done = settled >= book.total.message.sequence or closed or owes_nothing

@@ -28,6 +28,8 @@ from iemas.core.auction import (
     CountersignRequest,
     CountersignResponse,
     ReleaseNotice,
+    RoundClose,
+    ShareRelease,
     Transcript,
 )
 from iemas.core.digest import DigestIndex
@@ -80,6 +82,9 @@ class Rounds:
         self._early_requests: list[tuple[NodeId, CountersignRequest]] = []
         self._followed: dict[int, tuple[TermBooks, bytes]] = {}  # term -> books, last hash
         self._evidence: list[Signed[Transcript]] = []
+        self._stored_transcripts: list[Signed[Transcript]] = []
+        self._stored_closes: list[Signed[RoundClose]] = []
+        self._stored_releases: list[Signed[ShareRelease]] = []
         self.term: Term | None = None
         self.verdicts: Counter[str] = Counter()
         self.last_transcript_hash = b""
@@ -187,22 +192,54 @@ class Rounds:
             ready += auctioneer.end_term(now_ms=now_ms)
         if own_id == (term.witness if term.witness is not None else term.auctioneer):
             self._witness.begin_term(term)
+            for release in self._stored_releases:
+                self._witness.restore(release)
         if own_id == term.auctioneer:
-            self._auctioneers[term.number] = Auctioneer(
-                term=term,
-                chain_id=self._chain_id,
-                params=self._params,
-                signer=self._signer,
-                hpke_key=self._hpke_key,
-                market=self,
-                decode_bid=self._decode_bid,
-            )
+            self._auctioneers[term.number] = self._begin_auctioneer(term)
         for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
             del self._followed[number]
         early, self._early_requests = self._early_requests, []
         for sender, request in early:
             ready += self.receive_countersign_request(sender, request)
         return ready
+
+    def _begin_auctioneer(self, term: Term) -> Auctioneer:
+        """Begin a term, or go on with it after a restart where the stored rounds end."""
+        auctioneer = Auctioneer(
+            term=term,
+            chain_id=self._chain_id,
+            params=self._params,
+            signer=self._signer,
+            hpke_key=self._hpke_key,
+            market=self,
+            decode_bid=self._decode_bid,
+        )
+        stored = [t for t in self._stored_transcripts if t.message.term == term.number]
+        closes = [c.message.round for c in self._stored_closes if c.message.term == term.number]
+        if stored or closes:
+            auctioneer.resume(stored, self._replay(stored), max(closes, default=-1) + 1)
+        return auctioneer
+
+    def _replay(self, transcripts: Sequence[Signed[Transcript]]) -> TermBooks:
+        """Rebuild a term's books from its stored rounds."""
+        for transcript in transcripts:
+            self._verify(transcript)
+        followed = self._followed.get(transcripts[0].message.term) if transcripts else None
+        return followed[0].copy() if followed is not None else TermBooks()
+
+    def restore(
+        self,
+        transcripts: Sequence[Signed[Transcript]],
+        closes: Sequence[Signed[RoundClose]],
+        releases: Sequence[Signed[ShareRelease]],
+    ) -> None:
+        """Remember after a restart what this node signed, so that it contradicts none of it."""
+        self.verdicts["verified"] += len(transcripts)
+        if transcripts:
+            self.last_transcript_hash = transcripts[-1].hash
+        self._stored_transcripts = list(transcripts)
+        self._stored_closes = list(closes)
+        self._stored_releases = list(releases)
 
     def take_finished_term(self) -> TransactionBody | None:
         """Give the closing of the books of a term of this node that is over, once."""

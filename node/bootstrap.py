@@ -1,0 +1,85 @@
+"""Joining a market: genesis from a stranger, introduction to a member, staying connected.
+
+The stranger's certificate is checked against the node id in its address and pinned
+(`iemas.tls.connect`), so the address is all that a newcomer trusts. Source: design §8, §11.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+import structlog
+
+from iemas import wire
+from iemas.core.errors import ConfigurationError, IemasError
+from iemas.core.gossip import ReportPush, SignedReport
+from iemas.rpc_errors import from_rpc_error
+from iemas.tls import Address, connect, parse_address
+from iemas.v1 import market_service_pb2, market_service_pb2_grpc
+from node.core import ReceivePeerMessage
+from node.driver import Driver
+
+_log = structlog.get_logger(__name__)
+FETCH_TIMEOUT_S = 10.0
+RETRY_S = 1.0
+CHECK_S = 5.0
+
+
+async def fetch_genesis(bootstrap: Sequence[str]) -> bytes:
+    """Fetch the genesis file from the first bootstrap node that answers.
+
+    Raises: ConfigurationError if none does.
+    """
+    reasons = []
+    for text in bootstrap:
+        try:
+            async with await connect(parse_address(text), timeout=FETCH_TIMEOUT_S) as channel:
+                stub = market_service_pb2_grpc.MarketServiceStub(channel)
+                request = market_service_pb2.GetMarketRequest()
+                answer = await stub.GetMarket(request, timeout=FETCH_TIMEOUT_S)
+                return bytes(answer.genesis_json)
+        except grpc.RpcError as error:
+            reasons.append(f"{text}: {from_rpc_error(error)}")
+        except IemasError as error:
+            reasons.append(f"{text}: {error}")
+    raise ConfigurationError("no bootstrap node answers: " + "; ".join(reasons))
+
+
+async def keep_joined(driver: Driver, bootstrap: Sequence[Address]) -> None:
+    """Introduce this node, and again whenever no peer answers any more."""
+    core = driver.core
+    others = [address for address in bootstrap if address.node_id != core.node_id]
+    joined: set[bytes] = set()
+    while True:
+        for address in others:
+            alive = [p for p in core.membership.get_peers() if not core.membership.is_suspected(p)]
+            if address.node_id in joined and alive:
+                continue
+            try:
+                await _join(driver, address)
+            except IemasError as error:
+                _log.info("join_failed", bootstrap=str(address), reason=str(error))
+            else:
+                joined.add(address.node_id)
+        waiting = any(address.node_id not in joined for address in others)
+        await asyncio.sleep(RETRY_S if waiting else CHECK_S)
+
+
+async def _join(driver: Driver, address: Address) -> None:
+    core = driver.core
+    record = core.membership.get_node(core.node_id)
+    if record is None:
+        return
+    capability = wire.to_proto(record.capability.envelope)
+    try:
+        async with await connect(address, timeout=FETCH_TIMEOUT_S) as channel:
+            stub = market_service_pb2_grpc.MarketServiceStub(channel)
+            request = market_service_pb2.JoinRequest(capability=capability)
+            answer = await stub.Join(request, timeout=FETCH_TIMEOUT_S)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    reports = tuple(wire.from_proto(SignedReport, report) for report in answer.reports)
+    driver.step(ReceivePeerMessage(address.node_id, ReportPush(reports)))
+    _log.info("joined", bootstrap=str(address), reports=len(reports))

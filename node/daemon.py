@@ -1,0 +1,318 @@
+"""The node daemon: from settings to a running node, and back to nothing.
+
+`run_node` opens what a node needs, in the order in which failures are cheapest to explain: key,
+genesis, disk, backend, listeners; then joins and runs until it is told to stop or must.
+Source: docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+from prometheus_client import start_http_server
+
+import iemas
+from auctioneer.predictors.linear import LinearPredictor
+from iemas import wire
+from iemas.consensus.sequencer import SequencerEngine
+from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.errors import ConfigurationError, IemasError
+from iemas.core.params import Genesis
+from iemas.core.ready import RecordKind
+from iemas.core.tokenizer_bundle import compute_bundle_hash, encode_bundle
+from iemas.core.types import HashAlgorithm, HubId
+from iemas.genesis import load_genesis
+from iemas.ledger.application import LedgerApplication
+from iemas.ledger.transaction import Block, SettlementEntry
+from iemas.tls import parse_address
+from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
+from iemas.v1.execution_service_pb2_grpc import add_ExecutionServiceServicer_to_server
+from iemas.v1.market_service_pb2_grpc import add_MarketServiceServicer_to_server
+from node.backends.base import Backend, BackendInfo
+from node.backends.open import load_tokenizer_files, open_backend
+from node.bootstrap import fetch_genesis, keep_joined
+from node.clock import get_now_ms
+from node.config import NodeSettings
+from node.core import BackendHealth, CacheChanged, NodeCore, ReceivePeerMessage, TimePassed
+from node.driver import Driver
+from node.keystore import load_key
+from node.logs import configure_logs
+from node.reporting import NodeProfile
+from node.servicers.auction import AuctionServicer
+from node.servicers.execution import ExecutionServicer
+from node.servicers.market import MarketFacts, MarketServicer
+from node.storage import Storage
+from node.transport import NodeCertificates, PeerTransport, PublicListener, advertise
+
+_log = structlog.get_logger(__name__)
+CACHE_SETTLE_S = 0.02
+HEALTH_INTERVAL_S = 2.0
+READY_FILE = "ready.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Selling:
+    """What a provider node sells; all empty for a node without a backend."""
+
+    backend: Backend | None = None
+    info: BackendInfo | None = None
+    tokenizer_files: dict[str, bytes] | None = None
+
+
+async def run_node(settings: NodeSettings) -> None:
+    """Run a node until SIGINT or SIGTERM.
+
+    Raises: ConfigurationError naming what to change, BackendError, InternalError if an invariant
+        of this node broke.
+    """
+    configure_logs(level=settings.log_level, as_json=settings.log_format == "json")
+    async with AsyncExitStack() as stack:
+        certificates = NodeCertificates(load_key(settings.key_file))
+        data_dir = settings.data_dir
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        genesis, chain_id, genesis_bytes = await _find_genesis(settings)
+        storage = Storage(data_dir / "node.db", chain_id=chain_id)
+        stack.callback(storage.close)
+        selling = await _open_backend(settings, genesis)
+        if selling.backend is not None:
+            stack.push_async_callback(selling.backend.close)
+        core = _make_core(settings, genesis, chain_id, certificates, selling)
+        _restore(core, storage)
+        driver = Driver(core, storage)
+        stack.callback(driver.stop)
+        facts = _make_facts(genesis_bytes, selling)
+        await _listen(settings, driver, storage, certificates, facts, selling, stack)
+        await _run(settings, driver, selling, stack)
+
+
+async def _find_genesis(settings: NodeSettings) -> tuple[Genesis, str, bytes]:
+    """Load genesis from its file, from an earlier run, or from a bootstrap node."""
+    kept = settings.data_dir / "genesis.json"
+    if settings.genesis is not None:
+        genesis, chain_id, data = load_genesis(settings.genesis)
+    elif kept.exists():
+        genesis, chain_id, data = load_genesis(kept)
+    elif settings.bootstrap:
+        genesis, chain_id, data = load_genesis(await fetch_genesis(settings.bootstrap))
+    else:
+        raise ConfigurationError(
+            "a node needs the market's genesis file (--genesis FILE) or a node of the market to "
+            "fetch it from (--bootstrap nodeid@host:port)"
+        )
+    if not kept.exists():
+        kept.write_bytes(data)
+    return genesis, chain_id, data
+
+
+async def _open_backend(settings: NodeSettings, genesis: Genesis) -> _Selling:
+    backend = open_backend(settings, genesis.model)
+    if backend is None:
+        return _Selling()
+    try:
+        info = await backend.start()
+        files = load_tokenizer_files(settings, info)
+    except BaseException:
+        await backend.close()
+        raise
+    _log.info(
+        "backend_ready", kind=info.kind, model=info.model, slots=info.slots, kv=info.kv_events
+    )
+    return _Selling(backend, info, files)
+
+
+def _make_core(
+    settings: NodeSettings,
+    genesis: Genesis,
+    chain_id: str,
+    certificates: NodeCertificates,
+    selling: _Selling,
+) -> NodeCore:
+    identity = certificates.identity
+    signer = wire.WireSigner(identity, chain_id)
+    hpke_key = identity.derive_hpke_key()
+    core: NodeCore
+    app = LedgerApplication(
+        genesis,
+        chain_id,
+        verify_transcript=lambda transcript, state: core.rounds.check_evidence(transcript, state),
+    )
+    core = NodeCore(
+        genesis=genesis,
+        chain_id=chain_id,
+        signer=signer,
+        hpke_key=hpke_key,
+        profile=_make_profile(genesis, certificates, selling),
+        ask=settings.ask if selling.backend is not None else None,
+        engine=SequencerEngine(app, genesis=genesis, chain_id=chain_id, signer=signer),
+        predictor=LinearPredictor(),
+        decode_bid=lambda data: wire.decode(Bid, data),
+        incarnation=get_now_ms(),
+    )
+    return core
+
+
+def _make_profile(
+    genesis: Genesis, certificates: NodeCertificates, selling: _Selling
+) -> NodeProfile:
+    """Say what the node is; the addresses follow once it listens."""
+    hpke_key = certificates.identity.derive_hpke_key()
+    profile = NodeProfile(
+        public_address="",
+        peer_address="",
+        ca_certificate=certificates.ca_certificate,
+        hpke_public_key=hpke_key.public_key().public_bytes_raw(),
+        software=f"iemas {iemas.__version__}",
+        hub=HubId(genesis.hub),
+        hash_algorithm=HashAlgorithm.UNSPECIFIED,
+    )
+    if selling.info is None or selling.tokenizer_files is None:
+        return profile
+    info = selling.info
+    return replace(
+        profile,
+        model=info.model,
+        model_revision=info.revision,
+        tokenizer_hash=compute_bundle_hash(selling.tokenizer_files),
+        block_size=info.block_size,
+        hash_algorithm=info.hash_algorithm,
+        context_tokens=info.context_tokens,
+        slots=info.slots,
+        kv_events=info.kv_events,
+        hardware=info.hardware,
+    )
+
+
+def _make_facts(genesis_bytes: bytes, selling: _Selling) -> MarketFacts:
+    files = selling.tokenizer_files
+    return MarketFacts(
+        genesis_json=genesis_bytes,
+        software=f"iemas {iemas.__version__}",
+        tokenizer_hash=compute_bundle_hash(files) if files else b"",
+        tokenizer_bundle=encode_bundle(files) if files else b"",
+    )
+
+
+def _restore(core: NodeCore, storage: Storage) -> None:
+    core.restore(
+        blocks=storage.scan_signed(RecordKind.BLOCK, Block),
+        transcripts=storage.scan_signed(RecordKind.TRANSCRIPT, Transcript),
+        closes=storage.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
+        releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
+        unsettled=storage.scan(RecordKind.UNSETTLED, SettlementEntry),
+    )
+
+
+async def _listen(
+    settings: NodeSettings,
+    driver: Driver,
+    storage: Storage,
+    certificates: NodeCertificates,
+    facts: MarketFacts,
+    selling: _Selling,
+    stack: AsyncExitStack,
+) -> None:
+    """Open both listeners, then tell the core where it can be reached."""
+    core = driver.core
+    transport = PeerTransport(
+        certificates,
+        lambda sender, message: driver.step(ReceivePeerMessage(sender, message)),
+        on_internal_error=driver.fail,
+    )
+    stack.push_async_callback(transport.stop)
+    peer_port = await transport.start(settings.peer_listen)
+    market = MarketServicer(driver, storage, facts)
+    auction = AuctionServicer(driver)
+    servicers = [
+        lambda server: add_MarketServiceServicer_to_server(market, server),
+        lambda server: add_AuctionServiceServicer_to_server(auction, server),
+    ]
+    if selling.backend is not None:
+        execution = ExecutionServicer(driver, selling.backend)
+        servicers.append(lambda server: add_ExecutionServiceServicer_to_server(execution, server))
+    public = PublicListener(
+        certificates, servicers, refused=core.refused, on_internal_error=driver.fail
+    )
+    stack.push_async_callback(public.stop)
+    public_port = await public.start(settings.public_listen)
+    core.reporter.profile = replace(
+        core.reporter.profile,
+        public_address=advertise(settings.public_listen, public_port, settings.public_address),
+        peer_address=advertise(settings.peer_listen, peer_port, settings.peer_address),
+    )
+    driver.connect(transport)
+    driver.step(TimePassed())
+    await public.set_serving(True)
+
+
+async def _run(
+    settings: NodeSettings, driver: Driver, selling: _Selling, stack: AsyncExitStack
+) -> None:
+    """Run the node's background tasks until a signal or a fatal error."""
+    core = driver.core
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if settings.metrics_listen:
+        host, port = settings.metrics_listen.rsplit(":", 1)
+        server, thread = start_http_server(int(port), host)
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+    address = f"{core.node_id.hex()}@{core.reporter.profile.public_address}"
+    ready_file = settings.data_dir / READY_FILE
+    _write_ready_file(ready_file, address)
+    stack.callback(ready_file.unlink, missing_ok=True)
+    _log.info("node_ready", address=address, chain=core.chain_id)
+    bootstrap = [parse_address(text) for text in settings.bootstrap]
+    tasks = [asyncio.create_task(keep_joined(driver, bootstrap))]
+    if selling.backend is not None:
+        tasks.append(asyncio.create_task(_watch_cache(driver, selling.backend)))
+        tasks.append(asyncio.create_task(_watch_health(driver, selling.backend)))
+    waiter = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([waiter, driver.fatal, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for finished in [driver.fatal, *tasks]:
+            if finished.done():
+                finished.result()  # raises why the node cannot go on
+    finally:
+        for task in [waiter, *tasks]:
+            task.cancel()
+        await asyncio.gather(waiter, *tasks, return_exceptions=True)
+        _log.info("node_stopping")
+
+
+def _write_ready_file(path: Path, address: str) -> None:
+    """Tell whoever started this process that it serves, and where."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps({"address": address, "pid": os.getpid()}))
+    partial.rename(path)
+
+
+async def _watch_cache(driver: Driver, backend: Backend) -> None:
+    """Report the backend's prefix blocks whenever they change, a few changes at a time."""
+    version = -1
+    while True:
+        version = await backend.wait_cache_change(version)
+        driver.step(CacheChanged(backend.cache_snapshot(), estimated=backend.estimated))
+        await asyncio.sleep(CACHE_SETTLE_S)
+
+
+async def _watch_health(driver: Driver, backend: Backend) -> None:
+    """Withdraw the node's slots while its backend does not answer."""
+    healthy = True
+    while True:
+        await asyncio.sleep(HEALTH_INTERVAL_S)
+        try:
+            now_healthy = await backend.healthy()
+        except IemasError:
+            now_healthy = False
+        if now_healthy != healthy:
+            healthy = now_healthy
+            driver.step(BackendHealth(healthy))
