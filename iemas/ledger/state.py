@@ -352,6 +352,12 @@ class LedgerState:
         """Give the last settled total of a channel with a provider in an open term."""
         return self.totals.get(key, TotalRecord(0, 0))
 
+    def get_settled_sequence(
+        self, hub: HubId, term: int, account: AccountId, channel: ChannelId, provider: NodeId
+    ) -> int:
+        """Give the sequence of a channel's last settled total with a provider; 0 for none."""
+        return self.get_settled_total(TotalKey(hub, term, account, channel, provider)).sequence
+
     def get_roots(self, hub: HubId, number: int) -> tuple[bytes, ...] | None:
         """Give the transcript hashes of an open term whose books are closed, else None."""
         record = self.terms.get(TermKey(hub, number))
