@@ -1,0 +1,246 @@
+"""A ledger with known keys: what tests need to sign transactions and apply blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from iemas import wire
+from iemas.core.auction import Allocation, SealedBid
+from iemas.core.encoding import compute_hash
+from iemas.core.envelope import Signed
+from iemas.core.execution import ChannelTotal
+from iemas.core.identity import Identity
+from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketParams
+from iemas.core.types import AccountId, ChannelId, HubId, Lateness, NodeId, Prices
+from iemas.ledger.application import FinalizedBlock, LedgerApplication
+from iemas.ledger.state import LedgerState
+from iemas.ledger.transaction import (
+    Block,
+    SettlementEntry,
+    Transaction,
+    TransactionBody,
+    TransactionResult,
+)
+from iemas.ledger.transition import TranscriptVerifier
+
+HUB = HubId("model")
+START_MS = 1_800_000_000_000
+CHANNEL = ChannelId(7)
+PRICES = Prices(100, 10, 200)
+SOME_HASH = bytes(32)
+
+
+def make_identity(name: str) -> Identity:
+    """Derive a key from a name."""
+    return Identity(compute_hash(b"ledger chain", name.encode()))
+
+
+def make_genesis(
+    *,
+    validators: Sequence[str] = ("node-1", "node-2", "node-3"),
+    stake_micros: int = 1_000,
+    accounts: Sequence[str] = ("alice", "bob"),
+    available_micros: int = 1_000_000,
+    escrow_micros: int = 400_000,
+    params: MarketParams | None = None,
+) -> Genesis:
+    """Make a genesis in which everybody is equal."""
+    return Genesis(
+        name="chain",
+        time_ms=START_MS,
+        hub=HUB,
+        model="model",
+        sequencer=make_identity("sequencer").node_id,
+        validators=tuple(
+            GenesisValidator(make_identity(name).node_id, stake_micros) for name in validators
+        ),
+        accounts=tuple(
+            GenesisAccount(AccountId(make_identity(name).node_id), available_micros, escrow_micros)
+            for name in accounts
+        ),
+        params=params if params is not None else MarketParams(),
+    )
+
+
+def accept_transcript(transcript: object, state: LedgerState) -> None:
+    """Find nothing wrong with any transcript."""
+
+
+class LedgerChain:
+    """A ledger application, the keys of everyone on it, and a clock that blocks move."""
+
+    def __init__(
+        self,
+        genesis: Genesis | None = None,
+        *,
+        verify_transcript: TranscriptVerifier = accept_transcript,
+    ) -> None:
+        self.genesis = genesis if genesis is not None else make_genesis()
+        self.chain_id = self.genesis.compute_chain_id(b"test genesis")
+        self.hub = self.genesis.hub
+        self.app = LedgerApplication(
+            self.genesis, self.chain_id, verify_transcript=verify_transcript
+        )
+        self.now_ms = self.genesis.time_ms
+        self.blocks: list[Block] = []
+        self._names: dict[bytes, str] = {}
+        self._nonces: dict[str, int] = {}
+
+    @property
+    def state(self) -> LedgerState:
+        """The committed state."""
+        return self.app.state
+
+    def get_id(self, name: str) -> AccountId:
+        """Give the account id behind a name; it is the node id as well."""
+        identity = make_identity(name)
+        self._names[identity.node_id] = name
+        return AccountId(identity.node_id)
+
+    def get_node(self, name: str) -> NodeId:
+        """Give the node id behind a name."""
+        return NodeId(self.get_id(name))
+
+    def get_name(self, identifier: bytes | None) -> str:
+        """Give the name behind an id that `get_id` or the genesis made."""
+        for name in ("sequencer", "node-1", "node-2", "node-3", "node-4", "alice", "bob"):
+            self._names.setdefault(make_identity(name).node_id, name)
+        return self._names[identifier] if identifier is not None else "nobody"
+
+    def get_signer(self, name: str) -> wire.WireSigner:
+        """Give the signer of a name's key on this chain."""
+        return wire.WireSigner(make_identity(name), self.chain_id)
+
+    def sign(self, name: str, message: Any) -> Signed[Any]:
+        """Sign any message with a name's key."""
+        return self.get_signer(name).sign(message)
+
+    def make_transaction(
+        self, name: str, body: TransactionBody, *, nonce: int | None = None
+    ) -> Signed[Transaction]:
+        """Sign a transaction under the name's next nonce, or under the given one."""
+        if nonce is None:
+            nonce = max(self._nonces.get(name, 0), self.state.get_nonce(self.get_id(name))) + 1
+        self._nonces[name] = max(nonce, self._nonces.get(name, 0))
+        signed: Signed[Transaction] = self.sign(name, Transaction(self.get_id(name), nonce, body))
+        return signed
+
+    def make_block(
+        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+    ) -> Block:
+        """Make the next block, `after_ms` after the last one."""
+        return Block(
+            self.chain_id,
+            self.state.height + 1,
+            SOME_HASH,
+            self.now_ms + after_ms,
+            self.state.compute_root(),
+            tuple(transactions),
+        )
+
+    def apply(
+        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+    ) -> FinalizedBlock:
+        """Apply and commit the next block."""
+        block = self.make_block(transactions, after_ms=after_ms)
+        finalized = self.app.finalize_block(block)
+        self.app.commit()
+        self.now_ms = block.time_ms
+        self.blocks.append(block)
+        return finalized
+
+    def submit(self, name: str, body: TransactionBody) -> TransactionResult:
+        """Apply one transaction in a block of its own and give its result."""
+        return self.apply([self.make_transaction(name, body)]).results[0]
+
+    def end_term(self) -> int:
+        """Let the current term run out; give its number."""
+        number = self.state.get_term(self.hub).number
+        self.apply(after_ms=self.genesis.params.term_ms)
+        return number
+
+    def get_auctioneer(self, term: int | None = None) -> str:
+        """Name the auctioneer of an open term, by default of the current one."""
+        number = self.state.get_term(self.hub).number if term is None else term
+        found = self.state.get_term_by_number(self.hub, number)
+        if found is None:
+            raise LookupError(f"term {number} is not open")
+        return self.get_name(found.auctioneer)
+
+    # --- market messages -------------------------------------------------------------------------
+
+    def make_sealed_bid(
+        self, account: str, term: int, *, nonce: int = 1, channel: ChannelId = CHANNEL
+    ) -> SealedBid:
+        """Make a sealed bid that nobody could open."""
+        return SealedBid(
+            hub=self.hub,
+            term=term,
+            account=self.get_id(account),
+            channel=channel,
+            nonce=nonce,
+            ciphertext=b"sealed",
+            chain_hash=SOME_HASH,
+            auctioneer_seal=b"",
+            witness_seal=b"",
+            auctioneer_share_hash=SOME_HASH,
+            witness_share_hash=SOME_HASH,
+        )
+
+    def make_allocation(
+        self, account: str, provider: str, term: int, reserved_micros: int, **changes: Any
+    ) -> Allocation:
+        """Make an allocation whose channel may settle `reserved_micros` in the term."""
+        values: dict[str, Any] = {
+            "hub": self.hub,
+            "term": term,
+            "round": 0,
+            "bid_hash": SOME_HASH,
+            "account": self.get_id(account),
+            "channel": CHANNEL,
+            "provider": self.get_node(provider),
+            "prompt_tokens": 10,
+            "cached_tokens": 0,
+            "max_tokens": 10,
+            "rates": PRICES,
+            "lateness": Lateness(),
+            "price_micros": reserved_micros,
+            "reserved_micros": reserved_micros,
+            "channel_reserved_micros": reserved_micros,
+            "expected_ttft_ms": 1,
+            "expires_at_ms": START_MS,
+            "transcript_hash": SOME_HASH,
+        }
+        return Allocation(**(values | changes))
+
+    def make_entry(
+        self,
+        account: str,
+        provider: str,
+        term: int,
+        total_micros: int,
+        *,
+        sequence: int = 1,
+        reserved_micros: int | None = None,
+        channel: ChannelId = CHANNEL,
+        auctioneer: str | None = None,
+        signed_by: str | None = None,
+    ) -> SettlementEntry:
+        """Make a settlement entry, signed by the term's auctioneer and by the account."""
+        reserved = total_micros if reserved_micros is None else reserved_micros
+        allocation = self.make_allocation(account, provider, term, reserved, channel=channel)
+        total = ChannelTotal(
+            self.hub,
+            term,
+            self.get_id(account),
+            channel,
+            self.get_node(provider),
+            sequence,
+            total_micros,
+        )
+        signer = auctioneer if auctioneer is not None else self.get_auctioneer(term)
+        return SettlementEntry(
+            self.sign(signer, allocation),
+            self.sign(signed_by if signed_by is not None else account, total),
+        )
