@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from iemas.core.auction import MAX_MICROS, Bid
-from iemas.core.errors import BadRequestError, MalformedMessageError
+from iemas.core.errors import BadRequestError, MalformedMessageError, PromptTooLongError
 from iemas.core.execution import TaskPayload
 from iemas.core.settlement import compute_worst_case_micros
 from iemas.core.types import PPM, Lateness, Prices
@@ -117,3 +118,69 @@ class Sampling:
             )
         except (MalformedMessageError, OverflowError, ValueError) as error:
             raise BadRequestError(str(error), code="bad_request") from error
+
+
+class RequestOptions(TypedDict, total=False):
+    """What every request may set; what is left out has the client's default.
+
+    `temperature`, `top_p`, `seed`, `stop`, `max_tokens` mean what they mean to `openai`.
+    `share_prefix` lets the prompt share cached blocks with other accounts (a public system prompt)
+    and so lets others test guesses of it; otherwise the cache is salted with the account's own
+    secret. `timeout` bounds the whole request in seconds. `ignore_eos` generates on to
+    `max_tokens`, for measurements.
+    """
+
+    model: str | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    bid: BidOptions | None
+    share_prefix: bool
+    timeout: float | None
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSettings:
+    """`RequestOptions` with every value set or None for the default."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    bid: BidOptions | None = None
+    share_prefix: bool = False
+    timeout: float | None = None
+    ignore_eos: bool = False
+
+    def make_sampling(self, prompt_tokens: int, context_tokens: int) -> Sampling:
+        """Complete the sampling parameters for a prompt of known size.
+
+        Raises: BadRequestError, PromptTooLongError.
+        """
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise BadRequestError("max_tokens must be positive", code="bad_request")
+        room = context_tokens - prompt_tokens
+        max_tokens = min(DEFAULT_MAX_TOKENS, room) if self.max_tokens is None else self.max_tokens
+        if max_tokens < 1 or max_tokens > room:
+            raise PromptTooLongError(
+                f"the prompt has {prompt_tokens} tokens and the answer may have "
+                f"{max(max_tokens, 1)}, but the longest context on offer is {context_tokens}: "
+                "shorten the prompt or lower max_tokens",
+                code="prompt_too_long",
+                prompt_tokens=prompt_tokens,
+                context_tokens=context_tokens,
+            )
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            stop=stop,
+            ignore_eos=self.ignore_eos,
+        )

@@ -1,0 +1,137 @@
+"""The account's money as the SDK sees it: balance, allowance, transactions.
+
+Sources: design §7 (escrow, allowances), §10.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from iemas import wire
+from iemas.client._channel import Channel
+from iemas.client._network import ASK_SECONDS, Network
+from iemas.client._retry import Retry
+from iemas.client._types import Balance, TransactionReceipt
+from iemas.core.errors import (
+    APIStatusError,
+    InsufficientBalanceError,
+    InsufficientFundsError,
+    NonceMismatchError,
+)
+from iemas.core.types import AccountId
+from iemas.ledger.transaction import ResultCode, Transaction, TransactionBody
+from iemas.v1 import market_service_pb2 as pb
+
+SUBMIT_SECONDS: Final = 30.0
+POLL_SECONDS: Final = 0.25
+
+
+class Funds:
+    """One account's money in one market."""
+
+    def __init__(self, network: Network, channel: Channel) -> None:
+        self._network = network
+        self._channel = channel
+        self._submitting = asyncio.Lock()
+
+    async def get_balance(self, account: AccountId | None = None) -> Balance:
+        """Read an account's balance, this one's unless given."""
+        holder = self._channel.account if account is None else account
+        response = await self._get_account(holder)
+        return Balance(
+            account=holder.hex(),
+            exists=response.exists,
+            available_micros=response.available_micros,
+            escrow_micros=response.escrow_micros,
+            allowance_micros=response.allowance_micros,
+            height=response.height,
+        )
+
+    async def _get_account(self, account: AccountId) -> pb.GetAccountResponse:
+        request = pb.GetAccountRequest(account=account, hub=self._network.market.hub)
+        response: pb.GetAccountResponse = await self._network.ask(
+            lambda stub: stub.GetAccount(request, timeout=ASK_SECONDS)
+        )
+        return response
+
+    async def wait_for_allowance(self, reservation_micros: int, retry: Retry) -> None:
+        """Wait for a term whose allowance can cover a reservation.
+
+        Raises: InsufficientFundsError that names the amounts and what to do, at once if no term's
+            allowance will do.
+        """
+        balance = await self.get_balance()
+        params = self._network.market.genesis.params
+        coming_micros = balance.escrow_micros // params.allowance_divisor
+        if max(balance.allowance_micros, coming_micros) < reservation_micros:
+            raise self._explain(balance, reservation_micros)
+        loop = asyncio.get_running_loop()
+        # A term ends with the first block after its time; one more for good measure.
+        give_up_at = loop.time() + 2 * params.term_ms / 1000
+        term = self._network.term
+        while await self._network.refresh_term(term) == term:
+            if loop.time() > give_up_at or retry.remaining_seconds < POLL_SECONDS:
+                raise self._explain(balance, reservation_micros)
+            await asyncio.sleep(POLL_SECONDS)
+        retry.count_refusal(self._explain(balance, reservation_micros))
+
+    def _explain(self, balance: Balance, reservation_micros: int) -> InsufficientFundsError:
+        divisor = self._network.market.genesis.params.allowance_divisor
+        if not balance.exists:
+            text = f"the ledger holds no account {balance.account}; have money transferred to it"
+        else:
+            missing_micros = max(0, reservation_micros * divisor - balance.escrow_micros)
+            advice = (
+                f"add at least {missing_micros} to escrow (client.fund_escrow)"
+                if missing_micros
+                else "wait for the next term"
+            )
+            text = (
+                f"the task may cost {reservation_micros} micro-credits, and the account may spend "
+                f"{balance.allowance_micros} in this term (its escrow of {balance.escrow_micros} "
+                f"gives 1/{divisor} a term, less what is reserved): {advice}, or lower max_tokens "
+                "or the bid"
+            )
+        return InsufficientFundsError(
+            text,
+            code="insufficient_funds",
+            reservation_micros=reservation_micros,
+            allowance_micros=balance.allowance_micros,
+            escrow_micros=balance.escrow_micros,
+            available_micros=balance.available_micros,
+        )
+
+    async def submit(self, body: TransactionBody) -> TransactionReceipt:
+        """Sign a transaction under the account's next nonce and have it recorded.
+
+        Raises: InsufficientBalanceError, NonceMismatchError, APIStatusError with the ledger's
+            `code`; APIConnectionError, APITimeoutError (then its fate is unknown).
+        """
+        async with self._submitting:
+            account = self._channel.account
+            nonce = (await self._get_account(account)).nonce + 1
+            signed = self._channel.signer.sign(Transaction(account, nonce, body))
+            request = pb.SubmitTransactionRequest(transaction=wire.to_proto(signed.envelope))
+            response: pb.SubmitTransactionResponse = await self._network.ask(
+                lambda stub: stub.SubmitTransaction(request, timeout=SUBMIT_SECONDS)
+            )
+        code = ResultCode(response.code)
+        if code is not ResultCode.OK:
+            raise _describe_refusal(code, response.detail)
+        return TransactionReceipt(signed.hash.hex(), response.height)
+
+
+def _describe_refusal(
+    code: ResultCode, detail: str
+) -> APIStatusError | InsufficientBalanceError | NonceMismatchError:
+    name = code.name.lower()
+    text = f"the ledger refused the transaction: {name.replace('_', ' ')}"
+    text += f" ({detail})" if detail else ""
+    match code:
+        case ResultCode.INSUFFICIENT_BALANCE:
+            return InsufficientBalanceError(text, code=name)
+        case ResultCode.NONCE_TOO_LOW:
+            return NonceMismatchError(f"{text}; another client of this key was faster", code=name)
+        case _:
+            return APIStatusError(text, code=name)

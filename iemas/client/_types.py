@@ -1,0 +1,199 @@
+"""What the SDK answers: the shapes of the `openai` package, and what only a market has.
+
+A completion carries its `receipt` (what was used and paid, signed by the provider), its
+`allocation` (the auctioneer's terms) and `market`: who cleared it, who won, at what price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iemas.core.auction import Allocation
+from iemas.core.execution import Receipt
+from iemas.core.types import MICROS_PER_CREDIT
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokensDetails:
+    """How many of the prompt's tokens the provider's backend had cached."""
+
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts, as on the receipt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+@dataclass(frozen=True, slots=True)
+class MarketDetails:
+    """How the market served a request. Ids are hex digits; times are this client's own.
+
+    `price_micros` is what was paid, `expected_price_micros` the clearing price that was expected.
+    `matching_ms` is from the request to the allocation, `ttft_ms` to the first token. `attempts`
+    counts the bids that it took.
+    """
+
+    auctioneer: str
+    winner: str
+    term: int
+    round: int
+    predicted_cached_tokens: int
+    cached_tokens: int
+    expected_price_micros: int
+    price_micros: int
+    matching_ms: int
+    ttft_ms: int
+    attempts: int
+    transcript_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The one answer. `finish_reason`: "stop", "length" or "cancelled"."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletion:
+    """An answer, with its proof of usage and price."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+    receipt: Receipt
+    allocation: Allocation
+    market: MarketDetails
+    object: str = "chat.completion"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What a chunk adds to the message."""
+
+    content: str | None = None
+    role: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkChoice:
+    """A chunk's part of the one answer; `finish_reason` is set on the last."""
+
+    index: int
+    delta: ChoiceDelta
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCompletionChunk:
+    """A piece of a streamed answer. The last one carries usage, receipt and market details."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    allocation: Allocation
+    usage: Usage | None = None
+    receipt: Receipt | None = None
+    market: MarketDetails | None = None
+    object: str = "chat.completion.chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionChoice:
+    """The one continuation of a prompt, or a chunk's part of it."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A continuation of a plain prompt, or a chunk of one (the last carries usage and receipt)."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[CompletionChoice, ...]
+    allocation: Allocation
+    usage: Usage | None = None
+    receipt: Receipt | None = None
+    market: MarketDetails | None = None
+    object: str = "text_completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is for sale, and by how many nodes."""
+
+    id: str
+    context_tokens: int
+    providers: int
+    slots: int
+    tokenizer_hash: str
+    object: str = "model"
+    owned_by: str = "iemas"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as its own signed reports describe it. `address` is ``nodeid@host:port``."""
+
+    id: str
+    address: str
+    model: str
+    slots: int
+    active_tasks: int
+    digest_blocks: int
+    context_tokens: int
+    hardware: str
+    software: str
+    kv_events: bool
+    suspected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """An account's money in micro-credits, as one node's replica of the ledger shows it.
+
+    `allowance_micros` is what this term's allocations may draw on: a share of the escrow.
+    """
+
+    account: str
+    exists: bool
+    available_micros: int
+    escrow_micros: int
+    allowance_micros: int
+    height: int
+
+    @property
+    def total_credits(self) -> float:
+        """Available and escrowed money in credits, for showing."""
+        return (self.available_micros + self.escrow_micros) / MICROS_PER_CREDIT
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReceipt:
+    """A transaction that the ledger recorded: its id (hex) and the height of its block."""
+
+    id: str
+    height: int

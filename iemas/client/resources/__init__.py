@@ -1,0 +1,1 @@
+"""The resources of a client: chat, completions, sessions, models."""
