@@ -209,6 +209,7 @@ class _Outbound:
         self._queue: deque[tuple[peer_service_pb2.DeliverRequest, int]] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
+        self._closed = False
         self._call: Any = None
         self._task = asyncio.create_task(self._run(), name=f"peer {short_id(address.node_id)}")
 
@@ -231,18 +232,25 @@ class _Outbound:
             self._call.cancel()
 
     async def close(self) -> None:
+        # gRPC sometimes swallows a cancellation, so every loop below looks at the flag as well.
+        self._closed = True
+        self._wake.set()
+        if self._call is not None:
+            self._call.cancel()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         delay_s = _FIRST_DELAY_S
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closed:
             started_at = loop.time()
             try:
                 await self._converse()
             except (grpc.RpcError, IemasError, TimeoutError, asyncio.InvalidStateError) as error:
                 self._report(error)
+            if self._closed:
+                break
             if loop.time() - started_at > _SETTLED_AFTER_S:
                 delay_s = _FIRST_DELAY_S
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - only spreads load
@@ -271,7 +279,8 @@ class _Outbound:
             stub: Any = peer_service_pb2_grpc.PeerServiceStub(channel)
             self._call = call = stub.Deliver()
             # The peer sends its headers once it has accepted who we are.
-            await asyncio.wait_for(call.initial_metadata(), _CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await call.initial_metadata()
             call.add_done_callback(lambda _: self._wake.set())
             if not call.done():
                 self.connected = True
@@ -281,7 +290,7 @@ class _Outbound:
         except asyncio.CancelledError:
             # A call cancelled by `move` looks like this too, but then the task goes on.
             task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if self._closed or (task is not None and task.cancelling()):
                 raise
         finally:
             self.connected = False
@@ -289,7 +298,7 @@ class _Outbound:
             await channel.close(None)
 
     async def _write_queue(self, call: Any) -> None:
-        while not call.done():
+        while not (call.done() or self._closed):
             if not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
