@@ -125,14 +125,15 @@ class Buyer:
     async def _win(self, order: Order, retry: Retry) -> tuple[Signed[Allocation], TermInfo]:
         """Bid until an allocation is won."""
         while True:
-            term = await self._get_term()
+            try:
+                term = await self._get_term()
+            except APIConnectionError as error:
+                await retry.pause_after_loss(error)
+                continue
             retry.attempts += 1
             try:
                 answer = await self._bid(order, term, retry)
-            except NotAuctioneerError as error:
-                changed = await self._network.refresh_term(term) != term
-                await retry.pause_after_loss(error, at_once=changed)
-            except _LOSSES as error:
+            except (NotAuctioneerError, *_LOSSES) as error:
                 changed = await self._refresh_after_loss(term)
                 await retry.pause_after_loss(error, at_once=changed)
             except UnfundedBidError:

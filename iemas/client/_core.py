@@ -32,6 +32,7 @@ from iemas.core.errors import (
     APIStatusError,
     BadRequestError,
     IemasError,
+    InvalidInputError,
     LocalProtocolError,
     MalformedMessageError,
     ModelNotFoundError,
@@ -288,6 +289,6 @@ class ClientCore:
             try:
                 data = await self.network.ask_node(report.stamp.node_id, collect)
                 return decode_bundle(data, offer.tokenizer_hash)
-            except (APIConnectionError, APIStatusError, MalformedMessageError) as error:
+            except (APIConnectionError, APIStatusError, InvalidInputError) as error:
                 failure = error
         raise APIConnectionError(f"no provider gave the tokenizer: {failure}") from failure

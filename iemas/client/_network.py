@@ -289,7 +289,11 @@ class Network:
                 lambda stub: stub.GetTerm(pb.GetTermRequest(hub=hub), timeout=ASK_SECONDS),
                 avoid=avoid,
             )
-            term = self._read_term(response)
+            try:
+                term = self._read_term(response)
+            except InvalidInputError as error:
+                self._preferred.append(self._preferred.pop(0))
+                raise APIConnectionError(f"a node's answer about the term: {error}") from error
             self.term_at = time.monotonic()
             if self._term is None or term.number >= self._term.number:
                 self._term = term
@@ -299,10 +303,11 @@ class Network:
             return self._term
 
     def _read_term(self, response: pb.GetTermResponse) -> TermInfo:
-        auctioneer = self._read_capability(response.auctioneer_capability, response.auctioneer)
+        """Read a term. Raises: InvalidInputError if a capability is missing or another node's."""
+        auctioneer = self._read_capability(response, "auctioneer")
         witness: CapabilityReport | None = None
         if response.witness and response.witness != response.auctioneer:
-            witness = self._read_capability(response.witness_capability, response.witness)
+            witness = self._read_capability(response, "witness")
         return TermInfo(
             hub=self.market.hub,
             number=response.term,
@@ -312,10 +317,19 @@ class Network:
             witness_hpke_key=witness.hpke_public_key if witness is not None else b"",
         )
 
-    def _read_capability(self, proto: object, node_id: bytes) -> CapabilityReport:
-        signed = wire.open_envelope(CapabilityReport, wire.from_proto(Envelope, proto))
+    def _read_capability(self, response: pb.GetTermResponse, role: str) -> CapabilityReport:
+        """Give the report of the node in a role, from the answer or from what is known."""
+        node_id = NodeId(getattr(response, role))
+        field = f"{role}_capability"
+        if not response.HasField(field):  # type: ignore[arg-type]
+            known = self.nodes.get(node_id)
+            if known is None or known.capability is None:
+                raise MalformedMessageError(f"the {role} {short_id(node_id)} is not known there")
+            return known.capability
+        envelope = wire.from_proto(Envelope, getattr(response, field))
+        signed = wire.open_envelope(CapabilityReport, envelope)
         if signed.message.stamp.node_id != node_id:
-            raise MalformedMessageError("the term names a node and shows another's capability")
+            raise MalformedMessageError(f"the {role}'s capability is another node's")
         self.take_capability(signed)
         return signed.message
 
