@@ -71,8 +71,7 @@ class KvEventPublisher:
         endpoints = [_get_endpoint(s) for s in (self._publisher, self._replayer) if s is not None]
         self._context.destroy(linger=0)
         for endpoint in endpoints:
-            if endpoint.startswith("ipc:///"):
-                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+            _remove_socket_file(endpoint)
 
     async def _answer_replays(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -115,3 +114,8 @@ class KvEventPublisher:
 
 def _get_endpoint(socket: zmq.asyncio.Socket) -> str:
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _remove_socket_file(endpoint: str) -> None:
+    if endpoint.startswith("ipc:///"):
+        Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
