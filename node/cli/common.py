@@ -1,0 +1,84 @@
+"""What both commands share: error handling, addresses, and formatting of money."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import typer
+from rich.console import Console
+
+from iemas.core.errors import ConfigurationError, IemasError, MalformedMessageError
+from iemas.core.types import MICROS_PER_CREDIT
+from iemas.rpc_errors import from_rpc_error
+from iemas.tls import Address, parse_address
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+console = Console()
+
+
+def run_cli(app: typer.Typer) -> NoReturn:
+    """Run a command line; an error is one line on stderr, never a traceback.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+    """
+    try:
+        app()
+    except ConfigurationError as error:
+        fail(str(error), EXIT_CONFIGURATION)
+    except IemasError as error:
+        fail(str(error), EXIT_FAILED)
+    except grpc.RpcError as error:
+        fail(str(from_rpc_error(error)), EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        sys.stdout = None
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Write ``error: …`` as one line on stderr and exit."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(exit_code)
+
+
+def create_app(help_text: str) -> typer.Typer:
+    """Create a command group that leaves errors to `run_cli`."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine on a new event loop."""
+    return asyncio.run(coroutine)
+
+
+def read_address(text: str) -> Address:
+    """Read ``nodeid@host:port`` from the command line. Raises: ConfigurationError."""
+    try:
+        return parse_address(text)
+    except MalformedMessageError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def format_credits(micros: int) -> str:
+    """Write micro-credits as credits, exactly: 1234567 is ``1.234567``."""
+    sign = "-" if micros < 0 else ""
+    whole, rest = divmod(abs(micros), MICROS_PER_CREDIT)
+    return f"{sign}{whole:,}.{rest:06d}"
