@@ -1,0 +1,257 @@
+"""The folder of a local market: keys, genesis, a data folder a node, and who runs it now.
+
+``plan.json``, ``genesis.json`` and the keys last as long as the folder; ``market.json`` exists
+while the market runs. A lock on ``market.lock`` says whether it does: the kernel frees it however
+the supervisor ends, so no stale file can keep a market from starting.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import platformdirs
+
+from iemas.core.errors import ConfigurationError
+from iemas.core.identity import Identity
+from iemas.core.params import Genesis, GenesisAccount, GenesisValidator
+from iemas.core.types import MICROS_PER_CREDIT, AccountId, HubId
+from iemas.genesis import load_genesis, save_genesis
+from node.keystore import generate_key, load_key
+from node.local_market.plan import SEQUENCER, MarketPlan, load_plan, parse_params
+
+STAKE_MICROS: Final = 100 * MICROS_PER_CREDIT
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """A process of a running market. `start_ticks` tells it from a later one with its pid."""
+
+    name: str
+    role: str
+    pid: int
+    start_ticks: int
+    address: str = ""
+    url: str = ""
+
+
+class MarketState(msgspec.Struct, frozen=True):
+    """A market that runs: its supervisor, its processes, and how to reach it."""
+
+    name: str
+    label: str
+    model: str
+    backend: str
+    started_at_ms: int
+    supervisor: ProcessRecord
+    processes: tuple[ProcessRecord, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+
+
+def get_default_home(name: str) -> Path:
+    """Give the folder of the market of this name in the user's data folder."""
+    return platformdirs.user_data_path("iemas") / "markets" / name
+
+
+def get_start_ticks(pid: int) -> int:
+    """Give when a process started, in the kernel's ticks since boot; 0 if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # The second field is the program's name in brackets and may hold anything.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def is_alive(process: ProcessRecord) -> bool:
+    """Tell whether this very process still runs."""
+    ticks = get_start_ticks(process.pid)
+    return ticks != 0 and ticks == process.start_ticks
+
+
+class MarketHome:
+    """One market's folder and what lies where in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self._lock: int | None = None
+
+    @property
+    def genesis_file(self) -> Path:
+        """The chain's first facts, the same on every node."""
+        return self.path / "genesis.json"
+
+    @property
+    def plan_file(self) -> Path:
+        """What the market is made of."""
+        return self.path / "plan.json"
+
+    @property
+    def state_file(self) -> Path:
+        """Who runs it now."""
+        return self.path / "market.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a market was created here."""
+        return self.genesis_file.exists()
+
+    def get_data_dir(self, node: str) -> Path:
+        """Give a node's data folder."""
+        return self.path / node
+
+    def get_node_key(self, node: str) -> Path:
+        """Give a node's key file."""
+        return self.path / "keys" / f"{node}.pem"
+
+    def get_account_key(self, account: str) -> Path:
+        """Give a customer's key file."""
+        return self.path / "keys" / f"account-{account}.pem"
+
+    def get_node_names(self, nodes: int) -> list[str]:
+        """Name the providers."""
+        return [f"node-{number}" for number in range(1, nodes + 1)]
+
+    # --- creation ------------------------------------------------------------------------------
+
+    def create(self, plan: MarketPlan, model: str) -> Genesis:
+        """Create keys and genesis; of a market that exists already, check that it fits the plan.
+
+        Raises: ConfigurationError naming what differs and what to do.
+        """
+        plan.validate()
+        if self.exists:
+            genesis, _, _ = load_genesis(self.genesis_file)
+            self._check(genesis, plan, model)
+            return genesis
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        genesis = self._make_genesis(plan, model)
+        save_genesis(genesis, self.genesis_file)
+        return genesis
+
+    def _make_genesis(self, plan: MarketPlan, model: str) -> Genesis:
+        sequencer = _get_or_generate(self.get_node_key(SEQUENCER))
+        nodes = [
+            _get_or_generate(self.get_node_key(name)) for name in self.get_node_names(plan.nodes)
+        ]
+        accounts = tuple(
+            GenesisAccount(
+                AccountId(_get_or_generate(self.get_account_key(name)).node_id),
+                funds.available_micros,
+                funds.escrow_micros,
+            )
+            for name, funds in plan.accounts.items()
+        )
+        return Genesis(
+            name=plan.name,
+            time_ms=time.time_ns() // 1_000_000,
+            hub=HubId(model),
+            model=model,
+            sequencer=sequencer.node_id,
+            validators=tuple(GenesisValidator(node.node_id, STAKE_MICROS) for node in nodes),
+            accounts=accounts,
+            params=parse_params(plan.params),
+        )
+
+    def _check(self, genesis: Genesis, plan: MarketPlan, model: str) -> None:
+        """Refuse to run a market as another one than it was created as."""
+        fix = "take another --name or --home, or delete it with `iemas market down --delete`"
+        if genesis.model != model:
+            raise ConfigurationError(
+                f"the market in {self.path} sells {genesis.model!r}, the backends serve {model!r}: "
+                f"{fix}",
+                model=model,
+            )
+        if len(genesis.validators) != plan.nodes:
+            raise ConfigurationError(
+                f"the market in {self.path} has {len(genesis.validators)} nodes, not {plan.nodes}: "
+                f"{fix}"
+            )
+        if plan.params and genesis.params != parse_params(plan.params):
+            raise ConfigurationError(
+                f"the parameters of the market in {self.path} were fixed when it was created: {fix}"
+            )
+
+    # --- who runs it ---------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Become the supervisor. Raises: ConfigurationError if the market runs already."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self.path / "market.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ConfigurationError(
+                f"the market in {self.path} runs already: see `iemas market status`, stop it with "
+                "`iemas market down`, or take another --name",
+                home=self.path,
+            ) from None
+        self._lock = lock
+        self.state_file.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Be the supervisor no more."""
+        self.state_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def is_held(self) -> bool:
+        """Tell whether a supervisor runs this market now."""
+        try:
+            lock = os.open(self.path / "market.lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def write_state(self, state: MarketState) -> None:
+        """Publish how to reach the running market, at once and whole."""
+        partial = self.state_file.with_suffix(".tmp")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+        partial.rename(self.state_file)
+
+    def read_state(self) -> MarketState | None:
+        """Give the running market, or None if none runs or it is only starting."""
+        try:
+            data = self.state_file.read_bytes()
+        except OSError:
+            return None
+        if not self.is_held():
+            return None
+        try:
+            return msgspec.json.decode(data, type=MarketState)
+        except msgspec.DecodeError as error:
+            raise ConfigurationError(f"{self.state_file} is damaged: {error}") from error
+
+    def require_state(self) -> MarketState:
+        """Give the running market. Raises: ConfigurationError if none runs."""
+        state = self.read_state()
+        if state is not None:
+            return state
+        if self.is_held():
+            raise ConfigurationError(f"the market in {self.path} is still starting; try again soon")
+        raise ConfigurationError(
+            f"no market runs in {self.path}: start one with `iemas market up`, or say which one "
+            "you mean with --name, --home or --market nodeid@host:port --key FILE",
+            home=self.path,
+        )
+
+    def load_kept_plan(self) -> MarketPlan | None:
+        """Give the plan that this market was last started with, or None."""
+        return load_plan(self.plan_file) if self.plan_file.exists() else None
+
+
+def _get_or_generate(path: Path) -> Identity:
+    return load_key(path) if path.exists() else generate_key(path)
