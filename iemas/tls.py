@@ -213,38 +213,42 @@ def create_ca_certificate(identity: Identity) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
+def _build_leaf(
+    public_key: ec.EllipticCurvePublicKey, node_id: NodeId, ca_certificate: bytes, now: datetime
+) -> x509.CertificateBuilder:
+    """Describe the leaf of a node, as yet unsigned."""
+    issuer_key = x509.load_der_x509_certificate(ca_certificate).public_key()
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    name = x509.DNSName(server_name(node_id))
+    extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_get_key_usage(authority=False), True),
+        (x509.ExtendedKeyUsage(purposes), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(_require_ed25519(issuer_key)), False),
+        # Critical, as RFC 5280 §4.2.1.6 asks where the subject is empty.
+        (x509.SubjectAlternativeName([name]), True),
+        (x509.UnrecognizedExtension(CA_EXTENSION, ca_certificate), False),
+    )
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(_get_subject(node_id))
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - LEAF_BACKDATING)
+        .not_valid_after(now + LEAF_LIFETIME)
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical=critical)
+    return builder
+
+
 def create_leaf(identity: Identity, now: datetime) -> LeafCredentials:
     """Create a fresh P-256 key and have the node's CA sign its leaf, for 7 days from `now`."""
     private_key = ec.generate_private_key(ec.SECP256R1())
-    ca_der = create_ca_certificate(identity)
-    expires_at = (now + LEAF_LIFETIME).replace(microsecond=0)
-    issuer_key = identity.private_key.public_key()
-    leaf = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(_get_subject(identity.node_id))
-        .public_key(private_key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - LEAF_BACKDATING)
-        .not_valid_after(expires_at)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_get_key_usage(authority=False), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
-        )
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(server_name(identity.node_id))]),
-            # Critical, as RFC 5280 §4.2.1.6 asks where the subject is empty.
-            critical=True,
-        )
-        .add_extension(x509.UnrecognizedExtension(CA_EXTENSION, ca_der), critical=False)
-        .sign(identity.private_key, algorithm=None)
+    ca_certificate = create_ca_certificate(identity)
+    leaf = _build_leaf(private_key.public_key(), identity.node_id, ca_certificate, now).sign(
+        identity.private_key, algorithm=None
     )
     return LeafCredentials(
         private_key_pem=private_key.private_bytes(
@@ -252,8 +256,8 @@ def create_leaf(identity: Identity, now: datetime) -> LeafCredentials:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         ),
-        chain_pem=leaf.public_bytes(serialization.Encoding.PEM) + to_pem(ca_der),
-        expires_at=expires_at,
+        chain_pem=leaf.public_bytes(serialization.Encoding.PEM) + to_pem(ca_certificate),
+        expires_at=leaf.not_valid_after_utc,
     )
 
 
@@ -289,6 +293,12 @@ def _require_valid_at(certificate: x509.Certificate, now: datetime) -> None:
         )
 
 
+def _require_ed25519(public_key: object) -> Ed25519PublicKey:
+    if not isinstance(public_key, Ed25519PublicKey):
+        raise InvalidCertificateError("the CA certificate's key is not Ed25519")
+    return public_key
+
+
 def verify_ca_certificate(certificate: bytes, node_id: NodeId) -> None:
     """Check that a CA certificate (DER) is the given node's own.
 
@@ -303,9 +313,7 @@ def verify_ca_certificate(certificate: bytes, node_id: NodeId) -> None:
         constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (ValueError, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType) as error:
         raise InvalidCertificateError("the CA certificate does not parse") from error
-    if not isinstance(public_key, Ed25519PublicKey):
-        raise InvalidCertificateError("the CA certificate's key is not Ed25519")
-    actual = compute_node_id(public_key.public_bytes_raw())
+    actual = compute_node_id(_require_ed25519(public_key).public_bytes_raw())
     if actual != node_id:
         raise InvalidCertificateError(
             f"this is node {short_id(actual)}, not {short_id(node_id)}",
