@@ -13,12 +13,12 @@ import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import structlog
 from prometheus_client import start_http_server
 
-import iemas
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.sequencer import SequencerEngine
@@ -55,6 +55,7 @@ _log = structlog.get_logger(__name__)
 CACHE_SETTLE_S = 0.02
 HEALTH_INTERVAL_S = 2.0
 READY_FILE = "ready.json"
+SOFTWARE = f"iemas {version('iemas')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ async def run_node(settings: NodeSettings) -> None:
         selling = await _open_backend(settings, genesis)
         if selling.backend is not None:
             stack.push_async_callback(selling.backend.close)
-        core = _make_core(settings, genesis, chain_id, certificates, selling)
+        core = _make_core(settings, genesis, chain_id, certificates, selling, storage)
         _restore(core, storage)
         driver = Driver(core, storage)
         stack.callback(driver.stop)
@@ -112,6 +113,10 @@ async def _find_genesis(settings: NodeSettings) -> tuple[Genesis, str, bytes]:
 
 
 async def _open_backend(settings: NodeSettings, genesis: Genesis) -> _Selling:
+    if settings.hub_id not in {None, genesis.hub}:
+        raise ConfigurationError(
+            f"--hub is {settings.hub!r}, but genesis has the hub {genesis.hub!r} alone; drop --hub"
+        )
     backend = open_backend(settings, genesis.model)
     if backend is None:
         return _Selling()
@@ -133,6 +138,7 @@ def _make_core(
     chain_id: str,
     certificates: NodeCertificates,
     selling: _Selling,
+    storage: Storage,
 ) -> NodeCore:
     identity = certificates.identity
     signer = wire.WireSigner(identity, chain_id)
@@ -150,7 +156,13 @@ def _make_core(
         hpke_key=hpke_key,
         profile=_make_profile(genesis, certificates, selling),
         ask=settings.ask if selling.backend is not None else None,
-        engine=SequencerEngine(app, genesis=genesis, chain_id=chain_id, signer=signer),
+        engine=SequencerEngine(
+            app,
+            genesis=genesis,
+            chain_id=chain_id,
+            signer=signer,
+            read_blocks=storage.read_blocks,
+        ),
         predictor=LinearPredictor(),
         decode_bid=lambda data: wire.decode(Bid, data),
         incarnation=get_now_ms(),
@@ -168,7 +180,7 @@ def _make_profile(
         peer_address="",
         ca_certificate=certificates.ca_certificate,
         hpke_public_key=hpke_key.public_key().public_bytes_raw(),
-        software=f"iemas {iemas.__version__}",
+        software=SOFTWARE,
         hub=HubId(genesis.hub),
         hash_algorithm=HashAlgorithm.UNSPECIFIED,
     )
@@ -193,7 +205,7 @@ def _make_facts(genesis_bytes: bytes, selling: _Selling) -> MarketFacts:
     files = selling.tokenizer_files
     return MarketFacts(
         genesis_json=genesis_bytes,
-        software=f"iemas {iemas.__version__}",
+        software=SOFTWARE,
         tokenizer_hash=compute_bundle_hash(files) if files else b"",
         tokenizer_bundle=encode_bundle(files) if files else b"",
     )

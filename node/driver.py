@@ -70,9 +70,10 @@ class Driver:
 
     def carry_out(self, ready: Ready) -> None:
         """Persist, then send and answer, then arm the timer."""
-        if ready.persist:
+        journal = self.core.engine.take_journal()
+        if ready.persist or journal:
             try:
-                self._storage.write(ready.persist)
+                self._storage.write(ready.persist, journal)
             except sqlite3.Error as error:
                 self.fail(InternalError(f"the node's database cannot be written: {error}"))
                 return
