@@ -152,7 +152,9 @@ class NodeSettings(BaseSettings):
     ] = platformdirs.user_data_path("iemas") / "node"
     genesis: Annotated[
         Annotated[_Path, AfterValidator(_check_file)] | None,
-        Field(description="The market's genesis file; without it, it comes from --bootstrap."),
+        Field(
+            description="The market's genesis file; by default fetched from --bootstrap and kept."
+        ),
     ] = None
     bootstrap: Annotated[
         tuple[str, ...],
@@ -263,8 +265,6 @@ class NodeSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.genesis is None and not self.bootstrap:
-            raise _conflict("bootstrap", "neither --genesis nor --bootstrap is given: give one")
         if self.backend is None and self.backend_kind is not BackendKind.NONE:
             raise _conflict("backend", "--backend-kind is given, but no --backend: add its URL")
         if self.backend is not None and self.backend_kind is BackendKind.NONE:
