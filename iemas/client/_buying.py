@@ -102,6 +102,7 @@ class Buyer:
         self._max_refusals = max_refusals
         self._streams: dict[NodeId, BidStream] = {}
         self._stream_lock = asyncio.Lock()
+        self._tasks: set[TaskStream] = set()
 
     async def buy(self, order: Order, *, deadline: float) -> Purchase:
         """Win a provider for an order and start the task there.
@@ -277,15 +278,19 @@ class Buyer:
             window_tokens=market.genesis.params.window_tokens,
             tolerance_ms=market.genesis.params.clock_tolerance_ms,
         )
-        return TaskStream(
+        task = TaskStream(
             channel,
             meter,
             clock=get_now_ms,
             timeout_seconds=retry.remaining_seconds + CALL_GRACE_SECONDS,
+            on_done=self._tasks.discard,
         )
+        self._tasks.add(task)
+        return task
 
     async def close(self) -> None:
-        """Close the bid streams."""
+        """Stop running tasks, let finished ones get their last signature, close the bid streams."""
+        await asyncio.gather(*(task.close() for task in list(self._tasks)))
         streams: Sequence[BidStream] = list(self._streams.values())
         self._streams.clear()
         await asyncio.gather(*(stream.close() for stream in streams))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,6 @@ class ClientCore:
         self._funds: Funds | None = None
         self._buyer: Buyer | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._closed = False
 
     # --- life --------------------------------------------------------------------------------
@@ -134,7 +132,6 @@ class ClientCore:
     async def close(self) -> None:
         """Stop running tasks and close every connection."""
         self._closed = True
-        await asyncio.gather(*(answer.close() for answer in list(self._answers)))
         if self._refreshing is not None:
             self._refreshing.cancel()
         if self._buyer is not None:
@@ -209,15 +206,13 @@ class ClientCore:
         _, buyer = await self.open()
         purchase = await buyer.buy(order, deadline=deadline)
 
-        answer = Answer(
+        return Answer(
             purchase,
             model=offer.model,
             started_at=started_at,
             deadline=deadline,
             on_finish=on_answer,
         )
-        self._answers.add(answer)
-        return answer
 
     # --- models and tokenizers ---------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class TaskStream:
         meter: the task's meter, not yet started.
         clock: gives Unix milliseconds.
         timeout_seconds: when the call ends by itself, should nobody close it.
+        on_done: called once the call is over, the last receipt's countersignature included.
 
     """
 
@@ -62,6 +63,7 @@ class TaskStream:
         *,
         clock: Callable[[], int],
         timeout_seconds: float,
+        on_done: Callable[[TaskStream], None],
     ) -> None:
         self.meter = meter
         self._clock = clock
@@ -72,6 +74,7 @@ class TaskStream:
         self._writing = asyncio.Lock()
         self._over = False
         self._pump = asyncio.create_task(self._run())
+        self._pump.add_done_callback(lambda _: on_done(self))
 
     @property
     def text(self) -> str:
