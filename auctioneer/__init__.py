@@ -1,0 +1,1 @@
+"""The auctioneer: mechanism, rounds, QoS predictors, transcript verification. Pure."""

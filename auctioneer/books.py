@@ -26,18 +26,16 @@ class TermBooks:
     def copy(self) -> TermBooks:
         """Give books that go on from here on their own."""
         books = TermBooks()
-        books._reserved.update(self._reserved)  # noqa: SLF001 - of the same class
-        books._channel_reserved.update(self._channel_reserved)  # noqa: SLF001
-        books._last_bids.update(self._last_bids)  # noqa: SLF001
+        books._reserved.update(self._reserved)
+        books._channel_reserved.update(self._channel_reserved)
+        books._last_bids.update(self._last_bids)
         return books
 
     def get_reserved(self, account: AccountId) -> int:
         """Give what the account's allocations of this term reserve in all."""
         return self._reserved.get(account, 0)
 
-    def get_channel_reserved(
-        self, account: AccountId, channel: ChannelId, provider: NodeId
-    ) -> int:
+    def get_channel_reserved(self, account: AccountId, channel: ChannelId, provider: NodeId) -> int:
         """Give what one channel's allocations at one provider reserve in all."""
         return self._channel_reserved.get((account, channel, provider), 0)
 

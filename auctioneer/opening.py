@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from iemas.core.auction import Bid, SealedBid
 from iemas.core.errors import InvalidBidError, MalformedMessageError
+from iemas.core.report import BLOCK_KEY_BYTES
 from iemas.core.sealing import combine_shares, compute_bid_context, decrypt_bid, decrypt_chain
 from iemas.core.types import UnmatchedReason
 
@@ -50,9 +51,13 @@ def open_chain(
     witness_share: bytes,
     chain_ciphertext: bytes,
 ) -> bytes:
-    """Open the prompt's packed block keys; a chain that does not open counts as empty."""
+    """Open the prompt's packed block keys; what does not open to whole keys counts as empty.
+
+    It is the bidder's loss alone: no bid can spoil the round of the others.
+    """
     key = combine_shares(auctioneer_share, witness_share)
     try:
-        return decrypt_chain(key, chain_ciphertext, get_bid_context(chain_id, sealed))
+        chain = decrypt_chain(key, chain_ciphertext, get_bid_context(chain_id, sealed))
     except InvalidBidError:
         return b""
+    return chain if len(chain) % BLOCK_KEY_BYTES == 0 else b""

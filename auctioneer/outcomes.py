@@ -55,7 +55,7 @@ def derive_outcomes(
         elif int(cleared.clearing.assignment[n]) < 0:
             outcomes.append(_explain_unmatched(cleared, index, n))
         else:
-            outcomes.append(_make_allocation(cleared, index, n, books, running, params))
+            outcomes.append(_make_allocation(cleared, index, n, books, running, params=params))
     return tuple(outcomes)
 
 
@@ -65,6 +65,7 @@ def _make_allocation(
     n: int,
     books: TermBooks,
     running: dict[tuple[bytes, int, bytes], int],
+    *,
     params: MarketParams,
 ) -> Allocation:
     transcript = cleared.transcript.message

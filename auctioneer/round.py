@@ -9,7 +9,7 @@ cleared and every bidder gets its signed outcome, every node the transcript. Sou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,6 @@ from auctioneer.opening import BidDecoder, get_bid_context, open_bid, open_chain
 from auctioneer.outcomes import derive_outcomes
 from iemas.core.auction import (
     Allocation,
-    BidAcknowledgement,
     BidAccepted,
     BidSubmission,
     CloseNotice,
@@ -49,9 +48,11 @@ from iemas.core.merkle import compute_inclusion_proof, compute_root
 from iemas.core.params import MarketParams
 from iemas.core.ready import Answer, Event, Ready, Record, RecordKind, Send
 from iemas.core.sealing import open_share
-from iemas.core.types import AccountId, ID_BYTES, NodeId, short_id
+from iemas.core.types import ID_BYTES, AccountId, NodeId, short_id
 
 MAX_BIDS_WAITING = 4096
+REPEAT_MS = 500
+"""What the witness has not answered is sent again so often."""
 
 
 class MarketView(Protocol):
@@ -107,6 +108,7 @@ class Auctioneer:
         market: reads of reports, ledger and slots.
         decode_bid: decodes an opened bid's bytes (the wire codec's).
         hpke_key: this node's key, which bidders seal their shares to.
+
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Auctioneer:
         self._acknowledged: list[_PendingBid] = []
         self._open_round: _OpenRound | None = None
         self._next_round = 0
+        self._repeat_at_ms = 0
         self._over = False
 
     @property
@@ -152,9 +155,10 @@ class Auctioneer:
     ) -> None:
         """Go on after a restart: these rounds were cleared, no earlier round may be closed."""
         self.books = books
-        for transcript in transcripts:
-            for task in transcript.message.tasks:
-                self.books.record_bid(task.sealed_bid)
+        bids = [task.sealed_bid for signed in transcripts for task in signed.message.tasks]
+        # A channel's bids may have been countersigned, and so cleared, in another order.
+        for bid in sorted(bids, key=lambda signed: signed.message.nonce):
+            self.books.record_bid(bid)
         self.transcript_hashes = [transcript.hash for transcript in transcripts]
         self._next_round = next_round
 
@@ -210,9 +214,13 @@ class Auctioneer:
         Raises: RemoteProtocolError if the sender is not the witness, InvalidSignatureError.
         """
         self._require_witness(sender)
-        ready = Ready()
         for acknowledgement in response.acknowledgements:
             verify_signed(acknowledgement, self._chain_id, expected_signer=self._witness)
+        ready = Ready()
+        for acknowledgement in response.acknowledgements:
+            stated = acknowledgement.message
+            if (stated.hub, stated.term) != (self.term.hub, self.term.number):
+                continue
             bid = self._countersigning.pop(acknowledgement.message.bid_hash, None)
             if bid is None:
                 continue
@@ -234,8 +242,35 @@ class Auctioneer:
     # --- close -------------------------------------------------------------------------------
 
     def tick(self, *, now_ms: int) -> Ready:
-        """Close a round whose window has passed, or tell when to look again."""
-        return self._try_close(now_ms)
+        """Close a round whose window has passed, ask the witness again, tell when to look again."""
+        ready = self._try_close(now_ms)
+        if now_ms >= self._repeat_at_ms:
+            self._repeat_at_ms = now_ms + REPEAT_MS
+            ready += self._repeat_unanswered(now_ms)
+        return ready
+
+    def _repeat_unanswered(self, now_ms: int) -> Ready:
+        """Send again what the witness should have answered by now.
+
+        A witness that restarted learns its shares of a closed round anew from the sealed bids.
+        """
+        late = [
+            bid.submission.sealed_bid
+            for bid in self._countersigning.values()
+            if bid.arrived_at_ms + REPEAT_MS <= now_ms
+        ]
+        opened = self._open_round
+        if opened is not None and opened.close.message.closed_at_ms + REPEAT_MS > now_ms:
+            opened = None
+        if opened is not None:
+            late += [bid.submission.sealed_bid for bid in opened.bids]
+        ready = Ready()
+        if late:
+            ready += Ready(send=(Send(self._witness, CountersignRequest(tuple(late))),))
+        if opened is not None:
+            notice = CloseNotice(opened.close, opened.hashes)
+            ready += Ready(send=(Send(self._witness, notice),))
+        return ready
 
     def end_term(self, *, now_ms: int) -> Ready:
         """Take no more bids; refuse those not yet acknowledged; clear the rest."""
@@ -376,5 +411,3 @@ class Auctioneer:
 
 def _answer(bid: _PendingBid, message: BidAccepted | Refusal) -> Ready:
     return Ready(answers=(Answer(bid.stream, bid.hash, message),))
-
-

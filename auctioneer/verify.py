@@ -15,14 +15,14 @@ from auctioneer.clear_round import choose_funded, compute_provider_rank, compute
 from auctioneer.mechanism import decode_clearing, verify
 from auctioneer.opening import BidDecoder, open_bid
 from auctioneer.outcomes import ClearedRound
-from iemas.core.auction import Bid, ProviderInput, TaskInput, Transcript
+from iemas.core.auction import MAX_TOKENS, Bid, ProviderInput, TaskInput, Transcript
 from iemas.core.election import Term
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import InvalidInputError, InvalidTranscriptError
 from iemas.core.merkle import compute_root
 from iemas.core.params import MarketParams
 from iemas.core.report import ReportStamp
-from iemas.core.sealing import compute_share_hash
+from iemas.core.sealing import SHARE_BYTES, compute_share_hash
 from iemas.core.types import AccountId, HubId, NodeId, Prices, UnmatchedReason, short_id
 
 
@@ -56,10 +56,8 @@ def verify_transcript(
 ) -> ClearedRound:
     """Re-check a round; give what follows from it, for `derive_outcomes`.
 
-    Args:
-        get_reserved: what each account had reserved in the term before this round, if the
-            verifier followed all of the term's rounds; without it, funding is not re-checked.
-
+    `get_reserved` gives what each account had reserved in the term before this round, if the
+    verifier followed all of the term's rounds; without it, funding is not re-checked.
     Raises: InvalidTranscriptError naming what is wrong.
     """
     transcript = signed.message
@@ -126,6 +124,13 @@ def _check_task(
     verify_signed(task.sealed_bid, chain_id, expected_signer=sealed.account)
     require_valid(
         (sealed.hub, sealed.term) == (transcript.hub, transcript.term), "a bid of another term"
+    )
+    require_valid(
+        len(task.auctioneer_share) == len(task.witness_share) == SHARE_BYTES,
+        f"a key share is not {SHARE_BYTES} bytes",
+    )
+    require_valid(
+        max(task.matched_blocks, default=0) <= MAX_TOKENS, "more matched blocks than tokens"
     )
     require_valid(
         compute_share_hash(task.auctioneer_share) == sealed.auctioneer_share_hash
@@ -219,9 +224,7 @@ def _check_clearing(
     """Recompute the valuation and check the clearing's certificate against it."""
     transcript = signed.message
     taking_part = [
-        n
-        for n, task in enumerate(transcript.tasks)
-        if task.dropped is UnmatchedReason.UNSPECIFIED
+        n for n, task in enumerate(transcript.tasks) if task.dropped is UnmatchedReason.UNSPECIFIED
     ]
     open_bids = [bid for n in taking_part if isinstance(bid := bids[n], Bid)]
     matched = [transcript.tasks[n].matched_blocks for n in taking_part]

@@ -48,9 +48,7 @@ class _WitnessedTerm:
 class Witness:
     """The witness's side of every round of the terms that it witnesses."""
 
-    def __init__(
-        self, *, chain_id: str, signer: Signer, hpke_key: X25519PrivateKey
-    ) -> None:
+    def __init__(self, *, chain_id: str, signer: Signer, hpke_key: X25519PrivateKey) -> None:
         self._chain_id = chain_id
         self._signer = signer
         self._hpke_key = hpke_key

@@ -32,6 +32,7 @@ class Execution:
     Args:
         start: what the requester sent, already checked by `node.provider.Provider.begin`.
         active_tasks: how many other tasks ran here when this one was accepted.
+
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Execution:
         self._receipted_tokens = 0
         self._finish = FinishReason.UNSPECIFIED
         self._issued: dict[int, Signed[Receipt]] = {}  # not yet acknowledged, by sequence
-        self._acknowledged_micros = compute_first_window_micros(start, params)
+        self.first_window_micros = compute_first_window_micros(start, params)
+        self._acknowledged_micros = self.first_window_micros
 
     # --- reads -------------------------------------------------------------------------------
 
@@ -88,13 +90,31 @@ class Execution:
 
     @property
     def least_owed_micros(self) -> int:
-        """The least that the requester's running total must count for this task.
+        """The least that a new task's running total must count for this one.
 
         It has acknowledged at least its last countersigned receipt (receipt 0 before the first),
         and its total may already count a later one.
         """
+        return self._compute_least(self._acknowledged_micros)
+
+    @property
+    def cosigned_micros(self) -> int:
+        """The least that any running total must count for this task from now on.
+
+        That is its last countersigned receipt, nothing before the first: a requester that gave
+        the task up counts what it got of it, not what receipt 0 promised.
+        """
+        notice = self.last_acknowledged
+        return self._compute_least(notice.receipt.message.amount_micros if notice else 0)
+
+    @property
+    def metered_micros(self) -> int:
+        """What all that was delivered until now owes."""
+        return compute_amount_micros(self.allocation.rates, self._compute_usage())
+
+    def _compute_least(self, acknowledged_micros: int) -> int:
         issued = [receipt.message.amount_micros for receipt in self._issued.values()]
-        return min([self._acknowledged_micros, *issued])
+        return min([acknowledged_micros, *issued])
 
     # --- inputs ------------------------------------------------------------------------------
 
@@ -117,7 +137,9 @@ class Execution:
         if self.blocked and self._blocked_since_ms is None:
             self._blocked_since_ms = now_ms
         chunk = OutputChunk(text, tuple(token_ids))
-        due = self._output_tokens - self._receipted_tokens >= self._params.receipt_interval_tokens
+        # A window that fills without a receipt in it could never be acknowledged.
+        interval = min(self._params.receipt_interval_tokens, self._params.window_tokens)
+        due = self._output_tokens - self._receipted_tokens >= interval
         return (chunk, self._make_receipt()) if due else (chunk,)
 
     def finish(
@@ -131,8 +153,8 @@ class Execution:
             self._cached_tokens = min(cached_tokens, self.allocation.prompt_tokens)
         return (self._make_receipt(),)
 
-    def acknowledge(self, countersigned: ReceiptCountersigned, *, now_ms: int) -> None:
-        """Take a countersigned receipt.
+    def check_acknowledgement(self, countersigned: ReceiptCountersigned) -> Signed[Receipt]:
+        """Give the open receipt that is acknowledged; nothing changes.
 
         Raises: InvalidReceiptError, InvalidSignatureError.
         """
@@ -144,13 +166,22 @@ class Execution:
                 "the acknowledgement names no receipt that is open here",
                 sequence=signed.message.sequence,
             )
+        return receipt
+
+    def acknowledge(self, countersigned: ReceiptCountersigned, *, now_ms: int) -> None:
+        """Take a countersigned receipt.
+
+        Raises: InvalidReceiptError, InvalidSignatureError.
+        """
+        receipt = self.check_acknowledgement(countersigned)
+        signed = countersigned.acknowledgement
         for sequence in [s for s in self._issued if s <= signed.message.sequence]:
             del self._issued[sequence]
         self._acknowledged_tokens = receipt.message.output_tokens
         self._acknowledged_micros = receipt.message.amount_micros
         self.last_acknowledged = ReceiptNotice(receipt, signed)
         if self._blocked_since_ms is not None and not self.blocked:
-            self._blocked_ms += now_ms - self._blocked_since_ms
+            self._blocked_ms += max(0, now_ms - self._blocked_since_ms)
             self._blocked_since_ms = None
 
     # --- metering ----------------------------------------------------------------------------
@@ -160,18 +191,20 @@ class Execution:
         until_ms = now_ms if self._blocked_since_ms is None else self._blocked_since_ms
         return max(0, until_ms - self._accepted_at_ms - self._blocked_ms)
 
-    def _make_receipt(self) -> Signed[Receipt]:
+    def _compute_usage(self) -> MeteredUsage:
         allocation = self.allocation
         # Nothing delivered: nothing is owed, the prompt included.
         served = self._ttft_ms is not None
-        prompt_late_ppm = allocation.lateness.compute_ppm(self._ttft_ms or 0) if served else 0
         billed_cached = max(self._cached_tokens, allocation.cached_tokens)
-        usage = MeteredUsage(
+        return MeteredUsage(
             uncached_tokens=allocation.prompt_tokens - billed_cached,
             cached_tokens=billed_cached,
-            prompt_late_ppm=prompt_late_ppm,
+            prompt_late_ppm=allocation.lateness.compute_ppm(self._ttft_ms or 0) if served else 0,
             output_late_ppm_tokens=self._output_late_ppm_tokens,
         )
+
+    def _make_receipt(self) -> Signed[Receipt]:
+        allocation, usage = self.allocation, self._compute_usage()
         self._sequence += 1
         self._receipted_tokens = self._output_tokens
         receipt = self._signer.sign(
@@ -185,9 +218,9 @@ class Execution:
                 sequence=self._sequence,
                 prompt_tokens=allocation.prompt_tokens,
                 cached_tokens=self._cached_tokens,
-                billed_cached_tokens=billed_cached,
+                billed_cached_tokens=usage.cached_tokens,
                 output_tokens=self._output_tokens,
-                prompt_late_ppm=prompt_late_ppm,
+                prompt_late_ppm=usage.prompt_late_ppm,
                 output_late_ppm_tokens=self._output_late_ppm_tokens,
                 ttft_ms=self._ttft_ms or 0,
                 elapsed_ms=self._elapsed_ms,

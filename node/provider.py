@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iemas.core.auction import Allocation
 from iemas.core.envelope import Signed, Signer, verify_signed
@@ -29,9 +29,9 @@ from iemas.core.execution import (
 from iemas.core.params import MarketParams
 from iemas.core.ready import Record, RecordKind
 from iemas.core.types import AccountId, ChannelId, HubId, NodeId
-from iemas.ledger.state import LedgerState
+from iemas.ledger.state import LedgerState, TotalKey
 from iemas.ledger.transaction import Settle, SettlementEntry
-from node.execution import Execution, compute_first_window_micros
+from node.execution import Execution
 
 MAX_FINISHED = 64
 MAX_ENTRIES = 500
@@ -41,11 +41,47 @@ ChannelKey = tuple[int, AccountId, ChannelId]  # (term, account, channel)
 
 @dataclass(slots=True)
 class ChannelBook:
-    """What one channel owes here in one term."""
+    """What one channel owes here in one term.
+
+    `total` is what is settled: the newest total within the bound of `allocation`, the one that
+    bounds most. `newest` may be beyond it, as totals count tasks that are still on their way here.
+    Of the tasks that ended, `ended_micros` is what a new task's total must count, and
+    `ended_cosigned_micros` what any total must.
+    """
 
     allocation: Signed[Allocation]
     total: Signed[ChannelTotal]
+    newest: Signed[ChannelTotal]
     running: int = 0
+    ended_micros: int = 0
+    ended_cosigned_micros: int = 0
+
+    @property
+    def bound_micros(self) -> int:
+        """The most that the ledger lets this channel settle."""
+        return self.allocation.message.channel_reserved_micros
+
+    @property
+    def covered_micros(self) -> int:
+        """What is sure to be paid: nothing if not even the settled total is within the bound."""
+        total_micros = self.total.message.total_micros
+        return total_micros if total_micros <= self.bound_micros else 0
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether there is nothing to settle."""
+        return self.total.message.total_micros == 0
+
+    def add(self, allocation: Signed[Allocation], total: Signed[ChannelTotal]) -> ChannelBook:
+        """Give this book with one more allocation and total, whatever order they arrive in."""
+        more = allocation.message.channel_reserved_micros > self.bound_micros
+        newest = _choose_newer(self.newest, total)
+        book = replace(self, allocation=allocation if more else self.allocation, newest=newest)
+        for candidate in (total, newest):
+            if candidate.message.total_micros <= book.bound_micros:
+                supersedes = book.covered_micros == 0 and not book.owes_nothing
+                book.total = candidate if supersedes else _choose_newer(book.total, candidate)
+        return book
 
 
 class Provider:
@@ -107,7 +143,7 @@ class Provider:
     @property
     def unsettled_channels(self) -> int:
         """How many (term, account, channel) totals are still to be settled."""
-        return sum(1 for book in self._books.values() if book.total.message.total_micros > 0)
+        return sum(not self._is_settled(key, book) for key, book in self._books.items())
 
     # --- a task ------------------------------------------------------------------------------
 
@@ -127,17 +163,22 @@ class Provider:
             active_tasks=len(self._active),
             now_ms=now_ms,
         )
-        self._check_total(start.total, start.allocation, compute_first_window_micros(
-            start, self._params
-        ))
+        book = self._add_total(start.allocation, start.total)
+        others = sum(other.least_owed_micros for other in self._get_active(_get_key(execution)))
+        _require_covered(
+            book.newest.message.total_micros,
+            book.ended_micros + others + execution.first_window_micros,
+        )
         allocation_hash = start.allocation.hash
         if len(self._active) >= self.slots:
+            self._keep_bound(start.allocation)
             reason = f"all {self.slots} slots are taken" if self.slots else "the backend is down"
             busy = self._signer.sign(Busy(allocation_hash, self._node_id, reason))
             raise ProviderBusyError(reason, busy=busy)
         self._seen[allocation_hash] = start.allocation.message.expires_at_ms
         self._active[allocation_hash] = execution
-        return execution, self._record_total(start.allocation, start.total, starts=True)
+        book.running += 1
+        return execution, self._keep_book(_get_key(execution), book)
 
     def _check_allocation(self, start: TaskStart, now_ms: int) -> None:
         allocation = start.allocation.message
@@ -179,41 +220,50 @@ class Provider:
             "prompt and max_tokens are not those of the allocation",
         )
 
-    def _check_total(
-        self, total: Signed[ChannelTotal], allocation: Signed[Allocation], first_micros: int
-    ) -> None:
-        """Check that a running total is the channel's own and counts what is owed here."""
+    def _add_total(
+        self, allocation: Signed[Allocation], total: Signed[ChannelTotal]
+    ) -> ChannelBook:
+        """Check that a running total is the channel's own; give its book with it, not yet kept."""
         message, terms = total.message, allocation.message
         verify_signed(total, self._chain_id, expected_signer=terms.account)
         expected = (terms.hub, terms.term, terms.account, terms.channel, self._node_id)
         given = (message.hub, message.term, message.account, message.channel, message.provider)
         if given != expected:
             raise InvalidReceiptError("the running total is another channel's")
-        key = (terms.term, terms.account, terms.channel)
-        owed = first_micros + sum(
-            execution.least_owed_micros
-            for execution in self._active.values()
-            if _get_key(execution) == key
-        )
-        if message.total_micros < owed:
-            raise InvalidReceiptError(
-                f"the running total is {message.total_micros}, owed are at least {owed}",
-                total_micros=message.total_micros,
-                owed_micros=owed,
-            )
+        book = self._books.get((terms.term, terms.account, terms.channel))
+        return (book or ChannelBook(allocation, total, total)).add(allocation, total)
+
+    def _get_active(self, key: ChannelKey) -> list[Execution]:
+        return [execution for execution in self._active.values() if _get_key(execution) == key]
+
+    def _keep_bound(self, allocation: Signed[Allocation]) -> None:
+        """Keep a refused task's allocation: totals of the channel may count it for a while."""
+        terms = allocation.message
+        book = self._books.get((terms.term, terms.account, terms.channel))
+        if book is not None:
+            key = (terms.term, terms.account, terms.channel)
+            self._books[key] = book.add(allocation, book.newest)
 
     def acknowledge(
         self, execution: Execution, countersigned: ReceiptCountersigned, *, now_ms: int
     ) -> Record:
         """Take a countersigned receipt and its running total; give what to make durable.
 
-        Raises: InvalidReceiptError, InvalidSignatureError.
+        Acknowledgements of parallel tasks may overtake each other, so it is the channel's newest
+        total that must count what is owed, and a total beyond the bound is taken on trust for no
+        more than each task's first window.
+        Raises: InvalidReceiptError, InvalidSignatureError; then nothing is changed.
         """
+        receipt = execution.check_acknowledgement(countersigned)
+        book = self._add_total(execution.start.allocation, countersigned.total)
+        active = self._get_active(_get_key(execution))
+        owed = book.ended_cosigned_micros + receipt.message.amount_micros
+        owed += sum(other.cosigned_micros for other in active if other is not execution)
+        _require_covered(book.newest.message.total_micros, owed)
+        trusted = sum(other.first_window_micros for other in active)
+        _require_covered(book.covered_micros, owed - trusted)
         execution.acknowledge(countersigned, now_ms=now_ms)
-        self._check_total(countersigned.total, execution.start.allocation, 0)
-        return self._record_total(
-            execution.start.allocation, countersigned.total, starts=False
-        )
+        return self._keep_book(_get_key(execution), book)
 
     def end(self, execution: Execution) -> None:
         """Free the slot of a task that ended, however it ended."""
@@ -221,28 +271,28 @@ class Provider:
         if self._active.pop(allocation_hash, None) is None:
             raise LocalProtocolError("the task is not active")
         self._finished.append(allocation_hash)
-        self._books[_get_key(execution)].running -= 1
+        book = self._books[_get_key(execution)]
+        book.running -= 1
+        book.ended_micros += min(execution.least_owed_micros, execution.metered_micros)
+        book.ended_cosigned_micros += execution.cosigned_micros
 
     # --- settlement --------------------------------------------------------------------------
 
-    def _record_total(
-        self, allocation: Signed[Allocation], total: Signed[ChannelTotal], *, starts: bool
-    ) -> Record:
-        """Keep the highest total and the allocation that bounds most."""
-        key = (
-            total.message.term, AccountId(total.message.account), ChannelId(total.message.channel)
-        )
-        book = self._books.get(key)
-        if book is None:
-            book = self._books[key] = ChannelBook(allocation, total)
-        if total.message.sequence > book.total.message.sequence:
-            book.total = total
-        bound = book.allocation.message.channel_reserved_micros
-        if allocation.message.channel_reserved_micros > bound:
-            book.allocation = allocation
-        book.running += starts
-        return Record(
-            RecordKind.UNSETTLED, _encode_key(key), SettlementEntry(book.allocation, book.total)
+    def _keep_book(self, key: ChannelKey, book: ChannelBook) -> Record:
+        self._books[key] = book
+        entry = SettlementEntry(book.allocation, book.total)
+        return Record(RecordKind.UNSETTLED, _encode_key(key), entry)
+
+    def _is_settled(self, key: ChannelKey, book: ChannelBook) -> bool:
+        """Tell whether there is nothing (more) of a book that the ledger would pay."""
+        term, account, channel = key
+        total_key = TotalKey(self._hub, term, account, channel, self._node_id)
+        settled = self._get_state().get_settled_total(total_key)
+        total = book.total.message
+        return (
+            book.owes_nothing
+            or settled.sequence >= total.sequence
+            or settled.total_micros > total.total_micros
         )
 
     def restore(self, entries: Iterable[SettlementEntry]) -> None:
@@ -250,7 +300,8 @@ class Provider:
         for entry in entries:
             total = entry.total.message
             key = (total.term, AccountId(total.account), ChannelId(total.channel))
-            self._books[key] = ChannelBook(entry.allocation, entry.total)
+            self._books[key] = ChannelBook(entry.allocation, entry.total, entry.total)
+            self._seen[entry.allocation.hash] = entry.allocation.message.expires_at_ms
 
     def collect_settlement(self) -> Settle | None:
         """Give the totals of past terms that no task adds to any more."""
@@ -258,27 +309,39 @@ class Provider:
         entries = [
             SettlementEntry(book.allocation, book.total)
             for key, book in sorted(self._books.items(), key=lambda item: item[0])
-            if key[0] < current and book.running == 0 and book.total.message.total_micros > 0
+            if key[0] < current and book.running == 0 and not self._is_settled(key, book)
         ]
         return Settle(tuple(entries[:MAX_ENTRIES])) if entries else None
 
     def forget_settled(self) -> tuple[Record, ...]:
-        """Drop the books that the ledger has settled, or that can never be settled any more."""
-        records = []
+        """Drop the books that the ledger has settled, or that can never be settled any more.
+
+        A book stays while its term's allocations are taken in: it tells what a total must count.
+        """
+        state, records = self._get_state(), []
+        oldest_taken = state.get_term(self._hub).number - 1
         for key, book in sorted(self._books.items(), key=lambda item: item[0]):
-            term, account, channel = key
-            settled = self._get_state().get_settled_sequence(
-                self._hub, term, account, channel, self._node_id
-            )
-            closed = self._get_state().get_term_by_number(self._hub, term) is None
-            owes_nothing = term < self._get_state().get_term(self._hub).number and (
-                book.total.message.total_micros == 0
-            )
-            done = settled >= book.total.message.sequence or closed or owes_nothing
+            closed = state.get_term_by_number(self._hub, key[0]) is None
+            done = closed or (key[0] < oldest_taken and self._is_settled(key, book))
             if done and book.running == 0:
                 del self._books[key]
                 records.append(Record(RecordKind.UNSETTLED, _encode_key(key), None))
         return tuple(records)
+
+
+def _choose_newer(
+    first: Signed[ChannelTotal], second: Signed[ChannelTotal]
+) -> Signed[ChannelTotal]:
+    return second if second.message.sequence > first.message.sequence else first
+
+
+def _require_covered(total_micros: int, owed_micros: int) -> None:
+    if total_micros < owed_micros:
+        raise InvalidReceiptError(
+            f"the running total is {total_micros}, owed are at least {owed_micros}",
+            total_micros=total_micros,
+            owed_micros=owed_micros,
+        )
 
 
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001
@@ -294,4 +357,3 @@ def _get_key(execution: Execution) -> ChannelKey:
 def _encode_key(key: ChannelKey) -> bytes:
     term, account, channel = key
     return term.to_bytes(8, "big") + account + channel.to_bytes(8, "big")
-

@@ -34,8 +34,14 @@ from iemas.core.auction import (
 )
 from iemas.core.digest import DigestIndex
 from iemas.core.election import Term
-from iemas.core.envelope import Signed, Signer
-from iemas.core.errors import InvalidTranscriptError, NotAuctioneerError
+from iemas.core.envelope import Envelope, Signed, Signer, verify_signed
+from iemas.core.errors import (
+    InvalidInputError,
+    InvalidSignatureError,
+    InvalidTranscriptError,
+    NotAuctioneerError,
+    RemoteProtocolError,
+)
 from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
 from iemas.core.ready import Event, Ready, Record, RecordKind
@@ -79,6 +85,7 @@ class Rounds:
         self._auctioneers: dict[int, Auctioneer] = {}
         self._digests: dict[bytes, DigestIndex] = {}
         self._deferred: list[Signed[Transcript]] = []
+        self._checked: dict[Envelope, int] = {}  # every transcript judged -> its term
         self._early_requests: list[tuple[NodeId, CountersignRequest]] = []
         self._followed: dict[int, tuple[TermBooks, bytes]] = {}  # term -> books, last hash
         self._evidence: list[Signed[Transcript]] = []
@@ -114,8 +121,11 @@ class Rounds:
             return None
         if now_ms - load.message.stamp.issued_at_ms > self._params.report_max_age_ms:
             return None
-        ask = self._get_state().get_ask(self._hub, node_id)
-        if ask is None:
+        if capability.stamp.expires_at_ms + self._params.clock_tolerance_ms < now_ms:
+            return None
+        # A round that is cleared after its term has ended must not use a later term's ask.
+        asks = self._get_state().get_asks_of_term(self._hub, node_id, term)
+        if not asks:
             return None
         self._capacity.observe_load(load.message)
         digest_hash, digest = self._get_digest(record, now_ms)
@@ -124,7 +134,7 @@ class Rounds:
             load=load,
             digest_hash=digest_hash,
             digest=digest,
-            ask=ask,
+            ask=asks[0],
             qos=self._predictor.quantise(node_id),
             free_slots=self._capacity.compute_free_slots(capability, load.message, now_ms=now_ms),
         )
@@ -198,9 +208,15 @@ class Rounds:
             self._auctioneers[term.number] = self._begin_auctioneer(term)
         for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
             del self._followed[number]
+        oldest = term.number - self._params.settle_terms
+        self._checked = {e: number for e, number in self._checked.items() if number >= oldest}
         early, self._early_requests = self._early_requests, []
         for sender, request in early:
-            ready += self.receive_countersign_request(sender, request)
+            try:
+                ready += self.receive_countersign_request(sender, request)
+            except (InvalidInputError, RemoteProtocolError) as error:
+                fields = {"error": type(error).__name__, "peer": short_id(sender)}
+                ready += Ready(events=(Event("input_refused", fields),))
         return ready
 
     def _begin_auctioneer(self, term: Term) -> Auctioneer:
@@ -237,6 +253,7 @@ class Rounds:
         self.verdicts["verified"] += len(transcripts)
         if transcripts:
             self.last_transcript_hash = transcripts[-1].hash
+        self._checked = {signed.envelope: signed.message.term for signed in transcripts}
         self._stored_transcripts = list(transcripts)
         self._stored_closes = list(closes)
         self._stored_releases = list(releases)
@@ -320,11 +337,14 @@ class Rounds:
             if len(self._deferred) < MAX_DEFERRED:
                 self._deferred.append(transcript)
             return Ready()
+        if transcript.envelope in self._checked:
+            return Ready()
+        self._checked[transcript.envelope] = transcript.message.term
         try:
             self._verify(transcript)
         except InvalidTranscriptError as error:
             self.verdicts["refused"] += 1
-            if transcript.signer_id == self._get_auctioneer(transcript.message.term):
+            if self._is_signed_by_auctioneer(transcript):
                 self._evidence.append(transcript)
             fields = {
                 "term": transcript.message.term,
@@ -343,9 +363,15 @@ class Rounds:
             events=(Event("round_verified", {"term": message.term, "round": message.round}),),
         )
 
-    def _get_auctioneer(self, term: int) -> NodeId | None:
-        open_term = self._get_state().get_term_by_number(self._hub, term)
-        return open_term.auctioneer if open_term is not None else None
+    def _is_signed_by_auctioneer(self, transcript: Signed[Transcript]) -> bool:
+        term = self._get_state().get_term_by_number(self._hub, transcript.message.term)
+        if term is None:
+            return False
+        try:
+            verify_signed(transcript, self._chain_id, expected_signer=term.auctioneer)
+        except InvalidSignatureError:
+            return False
+        return True
 
     def take_evidence(self) -> TransactionBody | None:
         """Give a wrong transcript of a known term's auctioneer, for the ledger to judge."""

@@ -16,6 +16,7 @@ from iemas.core.errors import (
     ContradictoryReportError,
     FutureReportError,
     InvalidInputError,
+    InvalidReportError,
     ReplayedReportError,
     StaleReportError,
     UnknownSignerError,
@@ -51,7 +52,7 @@ class ReceiveGossip:
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """This node has a new report of its own."""
+    """A new report of this node's own."""
 
     report: Signed[Report]
 
@@ -81,6 +82,13 @@ class NodeRecord:
             yield self.load
         if self.digest is not None:
             yield self.digest
+
+    def drop_before(self, incarnation: int) -> None:
+        """Forget the load report and the digest of earlier incarnations."""
+        if self.load is not None and self.load.message.stamp.incarnation < incarnation:
+            self.load = None
+        if self.digest is not None and self.digest.message.stamp.incarnation < incarnation:
+            self.digest = None
 
     def get_held(self, kind: type[Report]) -> Signed[Report] | None:
         """Give the report held of one kind."""
@@ -159,21 +167,20 @@ class Membership:
             case ReportPush(reports):
                 return self._absorb(sender, reports, now_ms)
             case ExchangeRequest(versions):
-                response = ExchangeResponse(self._select_missing(versions), self._get_versions())
+                missing = self._select_missing(versions, now_ms)
+                response = ExchangeResponse(missing, self._get_versions())
                 return Ready(send=(Send(sender, response),))
             case ExchangeResponse(reports, versions):
                 ready = self._absorb(sender, reports, now_ms)
                 if sender in self._nodes:
                     self._nodes[sender].exchanged = True
-                return ready + self._push(self._select_missing(versions), to=[sender])
+                return ready + self._push(self._select_missing(versions, now_ms), to=[sender])
             case Probe(sequence):
                 return Ready(send=(Send(sender, ProbeAcknowledgement(sequence)),))
             case ProbeAcknowledgement():
                 return Ready()  # that it arrived is all there is to know
 
-    def _absorb(
-        self, sender: NodeId, reports: tuple[SignedReport, ...], now_ms: int
-    ) -> Ready:
+    def _absorb(self, sender: NodeId, reports: tuple[SignedReport, ...], now_ms: int) -> Ready:
         """Accept what is valid and new; tell the others of nodes seen for the first time."""
         ready = Ready()
         for wrapped in reports:
@@ -194,8 +201,15 @@ class Membership:
                 ready += Ready(events=(Event("report_refused", fields),))
                 continue
             if not known:
-                others = [peer for peer in self.get_peers() if peer != sender]
-                ready += self._push((wrapped,), to=others)
+                ready += self._welcome(report.message.stamp.node_id, wrapped, sender)
+        return ready
+
+    def _welcome(self, newcomer: NodeId, wrapped: SignedReport, sender: NodeId) -> Ready:
+        """Tell the others of a node seen for the first time, and exchange with it at once."""
+        others = [peer for peer in self.get_peers() if peer not in (sender, newcomer)]
+        ready = self._push((wrapped,), to=others)
+        if newcomer != self._own_id:
+            ready += Ready(send=(Send(newcomer, ExchangeRequest(self._get_versions())),))
         return ready
 
     def receive_report(self, report: Signed[Report], *, now_ms: int) -> Ready:
@@ -205,9 +219,8 @@ class Membership:
         """
         known = report.message.stamp.node_id in self._nodes
         self._accept(report, now_ms)
-        if known:
-            return Ready()
-        return self._push((SignedReport.wrap(report),), to=self.get_peers())
+        newcomer = report.message.stamp.node_id
+        return Ready() if known else self._welcome(newcomer, SignedReport.wrap(report), newcomer)
 
     def _accept(self, report: Signed[Report], now_ms: int) -> None:
         """Check a report by the rules and take it in. Raises: InvalidReportError and others."""
@@ -223,6 +236,8 @@ class Membership:
             raise FutureReportError(node_id=stamp.node_id, issued_at_ms=stamp.issued_at_ms)
         if stamp.expires_at_ms + self._params.clock_tolerance_ms <= now_ms:
             raise StaleReportError(node_id=stamp.node_id, expires_at_ms=stamp.expires_at_ms)
+        if record is not None and stamp.incarnation < record.capability.message.stamp.incarnation:
+            raise StaleReportError(node_id=stamp.node_id, order=stamp.order)
         if held is not None:
             held_order = held.message.stamp.order
             if stamp.order == held_order:
@@ -235,15 +250,15 @@ class Membership:
         node_id = report.message.stamp.node_id
         match report:
             case Signed(CapabilityReport(), _):
+                if record is None and len(self._nodes) >= MAX_NODES:
+                    raise InvalidReportError("the table of nodes is full", node_id=node_id)
                 self.version += 1
                 if record is None:
-                    if len(self._nodes) >= MAX_NODES:
-                        raise StaleReportError("the table of nodes is full", node_id=node_id)
                     self._nodes[node_id] = NodeRecord(report)  # type: ignore[arg-type]
                     return
                 if record.capability.message.stamp.incarnation < report.message.stamp.incarnation:
                     # A restarted node: what its earlier process reported no longer holds.
-                    record.load = record.digest = None
+                    record.drop_before(report.message.stamp.incarnation)
                     record.exchanged = False
                 record.capability = report  # type: ignore[assignment]
             case _ if record is None:
@@ -264,15 +279,18 @@ class Membership:
             versions.append(ReportVersion(node_id, *capability, *load, *digest))
         return tuple(versions)
 
-    def _select_missing(self, versions: tuple[ReportVersion, ...]) -> tuple[SignedReport, ...]:
-        """Give the reports held here that are newer than the versions named."""
+    def _select_missing(
+        self, versions: tuple[ReportVersion, ...], now_ms: int
+    ) -> tuple[SignedReport, ...]:
+        """Give the reports held here that are newer than the versions named and still stand."""
         theirs = {version.node_id: version for version in versions}
         missing = []
         for node_id, record in self.get_nodes():
             version = theirs.get(node_id)
             for report in record.get_reports():
-                order = report.message.stamp.order
-                if version is None or order > _get_order(version, type(report.message)):
+                stamp = report.message.stamp
+                newer = version is None or stamp.order > _get_order(version, type(report.message))
+                if newer and now_ms < stamp.expires_at_ms:
                     missing.append(SignedReport.wrap(report))
         return tuple(missing)
 
@@ -284,24 +302,23 @@ class Membership:
     def _tick(self, now_ms: int) -> Ready:
         ready = self._expire(now_ms)
         peers = self.get_peers()
-        if now_ms >= self._next_exchange_ms:
-            self._next_exchange_ms = now_ms + EXCHANGE_INTERVAL_MS
-            for peer in self._choose_exchange_peers(peers):
-                ready += Ready(send=(Send(peer, ExchangeRequest(self._get_versions())),))
         if now_ms >= self._next_probe_ms:
             self._next_probe_ms = now_ms + self._params.probe_interval_ms
             self._probe_sequence += 1
             for peer in peers:
                 ready += self._probe(peer)
-        return ready + Ready(wake_at_ms=min(self._next_probe_ms, self._next_exchange_ms))
+            for peer in self._choose_exchange_peers(peers, now_ms):
+                ready += Ready(send=(Send(peer, ExchangeRequest(self._get_versions())),))
+        return ready + Ready(wake_at_ms=self._next_probe_ms)
 
-    def _choose_exchange_peers(self, peers: list[NodeId]) -> list[NodeId]:
-        """Choose every peer not exchanged with yet, and otherwise the next one in turn."""
-        fresh = [peer for peer in peers if not self._nodes[peer].exchanged]
-        if fresh or not peers:
-            return fresh
-        self._exchange_turn += 1
-        return [peers[self._exchange_turn % len(peers)]]
+    def _choose_exchange_peers(self, peers: list[NodeId], now_ms: int) -> list[NodeId]:
+        """Choose every peer not exchanged with yet, and from time to time the next one in turn."""
+        chosen = [peer for peer in peers if not self._nodes[peer].exchanged]
+        if peers and now_ms >= self._next_exchange_ms:
+            self._next_exchange_ms = now_ms + EXCHANGE_INTERVAL_MS
+            self._exchange_turn += 1
+            chosen.append(peers[self._exchange_turn % len(peers)])
+        return sorted(set(chosen))
 
     def _probe(self, peer: NodeId) -> Ready:
         record = self._nodes[peer]
