@@ -1,11 +1,12 @@
 """The linear QoS predictor: the default, small enough to be a round's public model.
 
-Per provider it learns three things from receipts, each by `Regression`:
+It learns three things from receipts, each by `Regression`, the first two per provider:
 
 - time to first token from the uncached prompt tokens and the tasks active beside it; prompt
   tokens queued ahead cost what one's own cost, as they are computed first by the same engine;
 - time an output token, from the mean gap between a task's tokens;
-- the share of `max_tokens` that a task's answer comes to.
+- the share of `max_tokens` that an answer comes to, over the whole hub: all its providers serve
+  one model, and a provider must not win more by answering longer.
 
 A hub-wide regression over all providers gives the prior mean of each single one, with the weight
 of about one receipt: a new provider starts as an average one with a wide spread, and its own
@@ -63,7 +64,6 @@ class _Model:
     samples: int = 0
     ttft: Regression = field(default_factory=lambda: Regression(3, FORGETTING))
     token: Regression = field(default_factory=lambda: Regression(1, FORGETTING))
-    ratio: Regression = field(default_factory=lambda: Regression(1, FORGETTING))
 
 
 class LinearPredictor:
@@ -72,6 +72,7 @@ class LinearPredictor:
     def __init__(self, *, max_providers: int = MAX_PROVIDERS) -> None:
         self._max_providers = max(max_providers, 1)
         self._hub = _Model()
+        self._ratio = Regression(1, FORGETTING)
         self._providers: dict[NodeId, _Model] = {}
 
     def learn_one(self, receipt: Receipt, *, max_tokens: int) -> None:
@@ -95,9 +96,7 @@ class LinearPredictor:
             self._learn(model.token, self._hub.token, _ONE, token_us, expected)
         if receipt.finish in {FinishReason.STOP, FinishReason.LENGTH}:
             # An answer that was cut off says nothing about how long it would have been.
-            ratio = receipt.output_tokens / max_tokens
-            for regression in (model.ratio, self._hub.ratio):
-                regression.learn_one(_ONE, ratio)
+            self._ratio.learn_one(_ONE, receipt.output_tokens / max_tokens)
         model.samples += 1
         self._hub.samples += 1
 
@@ -106,7 +105,7 @@ class LinearPredictor:
         model = self._providers.get(provider) or _Model()
         ttft = model.ttft.compute_posterior(self._make_ttft_prior())
         token = model.token.compute_posterior(self._make_token_prior())
-        ratio = model.ratio.compute_posterior(self._make_ratio_prior())
+        ratio = self._ratio.compute_posterior(_GUESSED_RATIO)
         typical = model.ttft.mean_features
         if typical is None:
             typical = self._hub.ttft.mean_features
@@ -150,9 +149,6 @@ class LinearPredictor:
 
     def _make_token_prior(self) -> Prior:
         return _make_prior(self._hub.token, _GUESSED_TOKEN)
-
-    def _make_ratio_prior(self) -> Prior:
-        return _make_prior(self._hub.ratio, _GUESSED_RATIO)
 
 
 def _make_prior(hub: Regression, guess: Prior) -> Prior:

@@ -142,9 +142,7 @@ class SimulatedNode:
                 transcript, state
             ),
         )
-        engine = SequencerEngine(
-            app, genesis=genesis, chain_id=market.chain_id, signer=signer
-        )
+        engine = SequencerEngine(app, genesis=genesis, chain_id=market.chain_id, signer=signer)
         core = NodeCore(
             genesis=genesis,
             chain_id=market.chain_id,
@@ -172,9 +170,7 @@ class SimulatedNode:
     def _join(self, other: SimulatedNode) -> None:
         record = self.core.membership.get_node(self.node_id)
         assert record is not None
-        other.carry_out(
-            other.core.introduce(record.capability, now_ms=self._market.clock.now_ms)
-        )
+        other.carry_out(other.core.introduce(record.capability, now_ms=self._market.clock.now_ms))
         push = ReportPush(other.core.membership.get_reports())
         self.step(ReceivePeerMessage(other.node_id, push))
 
@@ -575,8 +571,7 @@ class SimulatedMarket:
             model=HUB,
             sequencer=make_identity(seed, "sequencer").node_id,
             validators=tuple(
-                GenesisValidator(make_identity(seed, name).node_id, STAKE_MICROS)
-                for name in names
+                GenesisValidator(make_identity(seed, name).node_id, STAKE_MICROS) for name in names
             ),
             accounts=tuple(
                 GenesisAccount(
