@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
-from typing import Any, NewType, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import cbor2
 
@@ -97,7 +97,7 @@ def _rebuild(annotation: Any, plain: Any) -> Any:
     origin = get_origin(annotation)
     if origin is tuple:
         return tuple(_rebuild(get_args(annotation)[0], item) for item in plain)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, Union):
         member = next(arg for arg in get_args(annotation) if arg is not types.NoneType)
         return None if plain is None else _rebuild(member, plain)
     if is_dataclass(annotation) or hasattr(annotation, "_fields"):

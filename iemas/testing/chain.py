@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from iemas import wire
-from iemas.core.auction import Allocation, SealedBid
+from iemas.core.auction import (
+    Allocation,
+    ClearingResult,
+    RoundClose,
+    SealedBid,
+    ShareRelease,
+    Transcript,
+)
 from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
@@ -189,30 +196,55 @@ class LedgerChain:
         )
 
     def make_allocation(
-        self, account: str, provider: str, term: int, reserved_micros: int, **changes: Any
+        self,
+        account: str,
+        provider: str,
+        term: int,
+        reserved_micros: int,
+        *,
+        channel: ChannelId = CHANNEL,
     ) -> Allocation:
         """Make an allocation whose channel may settle `reserved_micros` in the term."""
-        values: dict[str, Any] = {
-            "hub": self.hub,
-            "term": term,
-            "round": 0,
-            "bid_hash": SOME_HASH,
-            "account": self.get_id(account),
-            "channel": CHANNEL,
-            "provider": self.get_node(provider),
-            "prompt_tokens": 10,
-            "cached_tokens": 0,
-            "max_tokens": 10,
-            "rates": PRICES,
-            "lateness": Lateness(),
-            "price_micros": reserved_micros,
-            "reserved_micros": reserved_micros,
-            "channel_reserved_micros": reserved_micros,
-            "expected_ttft_ms": 1,
-            "expires_at_ms": START_MS,
-            "transcript_hash": SOME_HASH,
-        }
-        return Allocation(**(values | changes))
+        return Allocation(
+            hub=self.hub,
+            term=term,
+            round=0,
+            bid_hash=SOME_HASH,
+            account=self.get_id(account),
+            channel=channel,
+            provider=self.get_node(provider),
+            prompt_tokens=10,
+            cached_tokens=0,
+            max_tokens=10,
+            rates=PRICES,
+            lateness=Lateness(),
+            price_micros=reserved_micros,
+            reserved_micros=reserved_micros,
+            channel_reserved_micros=reserved_micros,
+            expected_ttft_ms=1,
+            expires_at_ms=START_MS,
+            transcript_hash=SOME_HASH,
+        )
+
+    def make_transcript(self, term: int) -> Transcript:
+        """Make the transcript of an empty round; whether it is right is up to the verifier."""
+        close = RoundClose(self.hub, term, 0, SOME_HASH, 1, START_MS, sealed=True)
+        release = ShareRelease(self.hub, term, 0, SOME_HASH, ())
+        return Transcript(
+            hub=self.hub,
+            term=term,
+            round=0,
+            auctioneer=self.get_node("node-1"),
+            witness=self.get_node("node-2"),
+            previous_hash=SOME_HASH,
+            cleared_at_ms=START_MS,
+            ledger_height=0,
+            close=self.sign("node-1", close),
+            release=self.sign("node-2", release),
+            providers=(),
+            tasks=(),
+            clearing=ClearingResult("client", (), 0, (), ()),
+        )
 
     def make_entry(
         self,

@@ -1,0 +1,123 @@
+"""Snapshots. Source: docs/spec/application.md §3."""
+
+from __future__ import annotations
+
+import pytest
+
+from iemas.core.auction import Ask
+from iemas.core.encoding import compute_hash, encode_canonical
+from iemas.core.errors import InvalidBlockError, LocalProtocolError, MalformedMessageError
+from iemas.core.types import Hash
+from iemas.ledger import snapshot as snapshots
+from iemas.ledger.application import LedgerApplication
+from iemas.ledger.snapshot import Snapshot, decode_state, encode_state
+from iemas.ledger.transaction import AbsenceVote, FundEscrow, PostAsk, ResultCode, Settle
+from iemas.testing.chain import PRICES, LedgerChain, accept_transcript
+
+
+@pytest.fixture
+def busy(chain: LedgerChain) -> LedgerChain:
+    """A chain with something in every table."""
+    chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
+    chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
+    chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", 0, 900),)))
+    chain.end_term()
+    term = chain.state.get_term(chain.hub).number
+    chain.submit("node-1", AbsenceVote(chain.hub, term, chain.get_node("node-2")))
+    return chain
+
+
+def make_replica(chain: LedgerChain) -> LedgerApplication:
+    return LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
+
+
+def copy_snapshot(source: LedgerChain, target: LedgerApplication) -> None:
+    offer = source.app.list_snapshots()[0]
+    assert target.offer_snapshot(offer, source.state.compute_root())
+    for index in range(offer.chunks):
+        chunk = source.app.load_snapshot_chunk(offer.height, index)
+        assert chunk is not None
+        assert target.apply_snapshot_chunk(chunk) is (index == offer.chunks - 1)
+
+
+def test_a_state_round_trips(busy: LedgerChain) -> None:
+    assert all(busy.state.get_tables().values())
+    decoded = decode_state(busy.genesis, encode_state(busy.state))
+    assert decoded.get_tables() == busy.state.get_tables()
+    assert decoded.compute_root() == busy.state.compute_root()
+
+
+def test_a_replica_starts_from_a_snapshot_and_follows(busy: LedgerChain) -> None:
+    replica = make_replica(busy)
+    copy_snapshot(busy, replica)
+    applied = busy.make_transaction("alice", FundEscrow(busy.hub, 1))
+    busy.apply([applied])
+    replica.finalize_block(busy.blocks[-1])
+    replica.commit()
+    assert replica.state.compute_root() == busy.state.compute_root()
+    assert replica.check_tx(applied).code is ResultCode.ALREADY_DONE
+
+
+def test_a_snapshot_travels_in_chunks(busy: LedgerChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "CHUNK_BYTES", 100)
+    replica = make_replica(busy)
+    copy_snapshot(busy, replica)
+    assert busy.app.list_snapshots()[0].chunks > 10
+    assert replica.state.height == busy.state.height
+
+
+def test_a_snapshot_with_another_root_is_refused(busy: LedgerChain) -> None:
+    replica = make_replica(busy)
+    offer = busy.app.list_snapshots()[0]
+    replica.offer_snapshot(offer, Hash(bytes(32)))
+    chunk = busy.app.load_snapshot_chunk(offer.height, 0)
+    assert chunk is not None
+    with pytest.raises(InvalidBlockError):
+        replica.apply_snapshot_chunk(chunk)
+    assert replica.state.height == 0
+
+
+def test_chunks_with_another_hash_are_refused(busy: LedgerChain) -> None:
+    replica = make_replica(busy)
+    replica.offer_snapshot(busy.app.list_snapshots()[0], busy.state.compute_root())
+    with pytest.raises(InvalidBlockError):
+        replica.apply_snapshot_chunk(b"something else")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        encode_canonical(5),
+        encode_canonical((("nonsense", 1, 2),)),
+        encode_canonical((("facts", "", (1, 2)),)),
+        encode_canonical(()),
+    ],
+)
+def test_nonsense_is_refused_by_name(chain: LedgerChain, data: bytes) -> None:
+    replica = make_replica(chain)
+    replica.offer_snapshot(Snapshot(5, 1, 1, compute_hash(data)), Hash(bytes(32)))
+    with pytest.raises(MalformedMessageError):
+        replica.apply_snapshot_chunk(data)
+
+
+@pytest.mark.parametrize(("height", "version"), [(0, 1), (5, 2)])
+def test_useless_offers_are_declined(chain: LedgerChain, height: int, version: int) -> None:
+    offer = Snapshot(height, version, 1, Hash(bytes(32)))
+    assert not chain.app.offer_snapshot(offer, Hash(bytes(32)))
+
+
+def test_a_chunk_without_an_offer_is_an_error(chain: LedgerChain) -> None:
+    with pytest.raises(LocalProtocolError):
+        chain.app.apply_snapshot_chunk(b"")
+
+
+def test_an_offered_snapshot_stays_at_hand_for_a_while(busy: LedgerChain) -> None:
+    offer = busy.app.list_snapshots()[0]
+    busy.apply()
+    assert offer in busy.app.list_snapshots()
+    assert busy.app.load_snapshot_chunk(offer.height, 0) is not None
+    busy.apply()
+    assert offer not in busy.app.list_snapshots()
+    assert busy.app.load_snapshot_chunk(offer.height, 0) is None
