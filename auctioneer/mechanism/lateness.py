@@ -9,9 +9,9 @@ The expectation is a mean over 12 points of the (S, D) plane. Along each axis th
 conditional means of the 12 equally likely slices of a normal distribution, and a lattice pairs
 them, symmetric about the centre. For each point the sum over the output is in closed form. So the
 prompt's error is at most 1/12 whatever the decay, as late_j falls monotonically within a slice,
-and none where no slice crosses a kink. The output's error stays below 4 % of its tokens, 0.5 % on
-average, over a wide range of times, spreads and decays; tests/unit/mechanism/test_lateness.py
-compares it with a dense grid.
+and none where no slice crosses a kink. The output's error stays below 8 % of its tokens, half a
+percent on average, over a wide range of times, spreads and decays, hard deadlines among them;
+tests/unit/mechanism/test_lateness.py compares it with a dense grid.
 
 Everything is +, −, ×, ÷, floor, ceil and comparisons of float64, one array operation at a time
 and in a fixed order. IEEE 754 rounds each of them in one way only, so every platform gets the

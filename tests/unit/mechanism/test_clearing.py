@@ -1,0 +1,209 @@
+"""What `clear` gives, what it refuses, and how a clearing travels."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from auctioneer.mechanism import clear, decode_clearing, encode_clearing, verify
+from auctioneer.mechanism.arrays import MAX_TOTAL_MICROS, IntArray
+from auctioneer.mechanism.errors import (
+    InvalidSlotsError,
+    InvalidWelfareError,
+    MalformedClearingError,
+    ModeNotAvailableError,
+    UnknownModeError,
+    WelfareOverflowError,
+)
+from iemas.core.errors import InvalidInputError
+
+
+def matrix(*rows: Any) -> IntArray:
+    return np.array(rows, dtype=np.int64)
+
+
+def slots(*counts: Any) -> IntArray:
+    return np.array(counts, dtype=np.int64)
+
+
+WELFARE = matrix([500, 300], [400, 350], [200, 100])
+
+
+def test_unmatched_task_sets_the_price() -> None:
+    clearing = clear(matrix([7], [5], [3]), slots(1))
+    assert clearing.assignment.tolist() == [0, -1, -1]
+    assert clearing.slot_prices.tolist() == [5]
+    assert clearing.surcharges.tolist() == [5, 0, 0]
+    assert clearing.certificate.predecessor_tasks.tolist() == [1]
+
+
+def test_price_is_zero_while_a_slot_is_free() -> None:
+    clearing = clear(matrix([7], [5], [3]), slots(4))
+    assert clearing.welfare_micros == 15
+    assert clearing.slot_prices.tolist() == [0]
+    assert clearing.certificate.predecessor_tasks.tolist() == [-1]
+
+
+def test_provider_without_slots_is_priced_by_what_a_slot_would_bring() -> None:
+    clearing = clear(matrix([7, 2]), slots(0, 1))
+    assert clearing.assignment.tolist() == [1]
+    assert clearing.slot_prices.tolist() == [5, 0]
+    verify(matrix([7, 2]), slots(0, 1), clearing)
+
+
+def test_price_travels_along_a_chain() -> None:
+    # Task 2 waits for provider 2. A slot at 0 would let task 0 leave 1, and so task 1 leave 2.
+    welfare = matrix([9, 9, 0], [0, 9, 9], [0, 0, 4], [9, 0, 0])
+    clearing = clear(welfare, slots(1, 1, 1))
+    assert clearing.assignment.tolist() == [1, 2, -1, 0]
+    assert clearing.certificate.predecessor_tasks.tolist() == [0, 1, 2]
+    assert clearing.slot_prices.tolist() == [4, 4, 4]
+    verify(welfare, slots(1, 1, 1), clearing)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_empty_markets_clear(shape: tuple[int, int]) -> None:
+    welfare, capacity = np.zeros(shape, np.int64), np.ones(shape[1], np.int64)
+    clearing = clear(welfare, capacity)
+    assert clearing.assignment.tolist() == [-1] * shape[0]
+    assert clearing.welfare_micros == 0
+    assert clearing.slot_prices.tolist() == [0] * shape[1]
+    verify(welfare, capacity, clearing)
+
+
+def test_pairs_of_no_welfare_stay_unmatched() -> None:
+    welfare = matrix([0, -5], [-1, 0])
+    clearing = clear(welfare, slots(1, 1))
+    assert clearing.assignment.tolist() == [-1, -1]
+    assert clearing.slot_prices.tolist() == [0, 0]
+
+
+def test_the_least_int64_is_just_not_feasible() -> None:
+    welfare = matrix([-(2**63), 5])
+    clearing = clear(welfare, slots(1, 1))
+    assert clearing.assignment.tolist() == [1]
+    verify(welfare, slots(1, 1), clearing)
+
+
+def test_exact_at_the_bound() -> None:
+    half = MAX_TOTAL_MICROS // 2
+    welfare = matrix([half, half - 1], [half - 1, half - 3])
+    clearing = clear(welfare, slots(1, 1))
+    assert clearing.welfare_micros == 2 * half - 2
+    verify(welfare, slots(1, 1), clearing)
+
+
+def test_same_input_same_output() -> None:
+    rng = np.random.default_rng(5)
+    welfare = rng.integers(-2, 3, (40, 20))
+    capacity = rng.integers(0, 3, 20)
+    assert encode_clearing(clear(welfare, capacity)) == encode_clearing(
+        clear(welfare.copy(order="F"), capacity)
+    )
+
+
+def test_inputs_stay_as_they_are_and_results_are_read_only() -> None:
+    welfare = WELFARE.copy()
+    clearing = clear(welfare, slots(1, 1))
+    assert (welfare == WELFARE).all()
+    for values in (clearing.assignment, clearing.slot_prices, clearing.surcharges):
+        assert values.dtype == np.int64
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = 1
+    assert type(clearing.welfare_micros) is int
+
+
+@pytest.mark.parametrize(
+    "welfare",
+    [
+        WELFARE.astype(np.float64),
+        np.array([[1.0, np.nan]]),
+        WELFARE.astype(np.int32),
+        WELFARE.astype(np.uint64),
+        WELFARE.astype(object),
+        WELFARE[0],
+        WELFARE[None],
+        WELFARE.tolist(),
+        None,
+    ],
+)
+def test_welfare_of_another_type_is_refused(welfare: Any) -> None:
+    with pytest.raises(InvalidWelfareError) as refused:
+        clear(welfare, slots(1, 1))
+    assert refused.value.argument == "welfare"
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [slots(1), slots(1, 1, 1), slots(1, -1), np.array([1.0, 1.0]), [1, 1], slots(1, 1)[None]],
+)
+def test_slots_of_another_type_are_refused(capacity: Any) -> None:
+    with pytest.raises(InvalidSlotsError) as refused:
+        clear(WELFARE, capacity)
+    assert refused.value.argument == "slots"
+
+
+@pytest.mark.parametrize(
+    "welfare",
+    [
+        matrix([2**63 - 1]),
+        matrix([MAX_TOTAL_MICROS + 1]),
+        matrix([MAX_TOTAL_MICROS], [1]),
+        matrix(*[[2**62]] * 4),  # wraps to 0 in int64
+    ],
+)
+def test_welfare_too_large_to_be_exact_is_refused(welfare: Any) -> None:
+    with pytest.raises(WelfareOverflowError) as refused:
+        clear(welfare, slots(1))
+    assert refused.value.argument == "welfare"
+
+
+@pytest.mark.parametrize("mode", ["provider", "threshold"])
+def test_modes_to_come_are_refused_by_name(mode: object) -> None:
+    with pytest.raises(ModeNotAvailableError, match="later version"):
+        clear(WELFARE, slots(1, 1), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["", "Client", "vcg", None, 3])
+def test_unknown_modes_are_refused(mode: object) -> None:
+    with pytest.raises(UnknownModeError) as refused:
+        clear(WELFARE, slots(1, 1), mode=mode)
+    assert refused.value.argument == "mode"
+    assert isinstance(refused.value, InvalidInputError)
+
+
+def test_a_clearing_travels_unchanged() -> None:
+    clearing = clear(WELFARE, slots(1, 1))
+    decoded = decode_clearing(encode_clearing(clearing), 3, 2)
+    verify(WELFARE, slots(1, 1), decoded)
+    assert encode_clearing(decoded) == encode_clearing(clearing)
+    assert decoded.surcharges.tolist() == clearing.surcharges.tolist()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("assignment", (0, 1)),
+        ("assignment", (0, 1, 2)),
+        ("assignment", (0, 1, -2)),
+        ("assignment", (0, 1, 2**63)),
+        ("assignment", (0, 1.0, -1)),
+        ("slot_prices_micros", (200,)),
+        ("slot_prices_micros", (200, 2**64)),
+        ("slot_prices_micros", (200, True)),
+        ("predecessor_tasks", (2, 3)),
+        ("predecessor_tasks", (2, 2, 2)),
+    ],
+)
+def test_malformed_results_are_refused(field: str, value: object) -> None:
+    result = dataclasses.replace(encode_clearing(clear(WELFARE, slots(1, 1))), **{field: value})
+    with pytest.raises(MalformedClearingError) as refused:
+        decode_clearing(result, 3, 2)
+    assert refused.value.field == field
+
+
+def test_a_result_of_an_unknown_mode_is_refused() -> None:
+    result = dataclasses.replace(encode_clearing(clear(WELFARE, slots(1, 1))), mode="gift")
+    with pytest.raises(UnknownModeError):
+        decode_clearing(result, 3, 2)
