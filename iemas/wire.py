@@ -178,8 +178,8 @@ def _plan_message(name: str, annotation: Any, *, optional: bool) -> _Field:
 
 def _plan_oneof(name: str, members: list[type]) -> _Field:
     """Match a union's members to the oneof's fields by message name."""
-    field_of = {}
-    class_of = {}
+    field_of: dict[type, str] = {}
+    class_of: dict[str, type] = {}
 
     def prepare(descriptor: Any) -> None:
         if not field_of:
@@ -282,8 +282,12 @@ def encode_signed(signed: Signed[Any]) -> bytes:
 
 def _map_peer_messages() -> tuple[dict[type, str], dict[str, type]]:
     by_name = {member.__name__: member for member in typing.get_args(PeerMessage)}
-    fields = peer_service_pb2.DeliverRequest.DESCRIPTOR.oneofs_by_name["message"].fields
-    class_of = {field.name: by_name[field.message_type.name] for field in fields}
+    descriptor = peer_service_pb2.DeliverRequest.DESCRIPTOR.oneofs_by_name["message"]
+    class_of = {
+        field.name: by_name[field.message_type.name]
+        for field in descriptor.fields
+        if field.message_type is not None
+    }
     return {cls: name for name, cls in class_of.items()}, class_of
 
 

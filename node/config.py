@@ -152,9 +152,7 @@ class NodeSettings(BaseSettings):
     ] = platformdirs.user_data_path("iemas") / "node"
     genesis: Annotated[
         Annotated[_Path, AfterValidator(_check_file)] | None,
-        Field(
-            description="The market's genesis file; by default fetched from --bootstrap and kept."
-        ),
+        Field(description="The market's genesis file; by default fetched from --bootstrap."),
     ] = None
     bootstrap: Annotated[
         tuple[str, ...],
@@ -213,6 +211,13 @@ class NodeSettings(BaseSettings):
     ] = None
     hub: Annotated[
         str | None, Field(description="Hub to sell in; by default the one that genesis names.")
+    ] = None
+    context_tokens: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            description="The backend's context length; only an openai_compatible one needs it.",
+        ),
     ] = None
     slots: Annotated[
         int, Field(ge=1, le=65_536, description="How many tasks the backend serves at once.")

@@ -116,12 +116,7 @@ class TimePassed:
 
 
 NodeInput = (
-    ReceivePeerMessage
-    | ReceiveBid
-    | ReceiveTransaction
-    | CacheChanged
-    | BackendHealth
-    | TimePassed
+    ReceivePeerMessage | ReceiveBid | ReceiveTransaction | CacheChanged | BackendHealth | TimePassed
 )
 
 
@@ -179,9 +174,7 @@ class NodeCore:
         """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
         self._seen_membership = -1
-        self.membership = Membership(
-            own_id=self.node_id, chain_id=chain_id, params=genesis.params
-        )
+        self.membership = Membership(own_id=self.node_id, chain_id=chain_id, params=genesis.params)
         self.provider = Provider(
             node_id=self.node_id,
             hub=genesis.hub,
@@ -484,4 +477,3 @@ class NodeCore:
             receivers = self.rounds.get_receivers()
             ready += Ready(send=tuple(Send(node, notice) for node in receivers))
         return self._complete(ready, now_ms)
-

@@ -13,6 +13,7 @@ import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.sequencer import SequencerEngine
 from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, IemasError
 from iemas.core.params import Genesis
 from iemas.core.ready import RecordKind
@@ -30,6 +32,7 @@ from iemas.core.tokenizer_bundle import compute_bundle_hash, encode_bundle
 from iemas.core.types import HashAlgorithm, HubId
 from iemas.genesis import load_genesis
 from iemas.ledger.application import LedgerApplication
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Block, SettlementEntry
 from iemas.tls import parse_address
 from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
@@ -67,6 +70,19 @@ class _Selling:
     tokenizer_files: dict[str, bytes] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a node is made of before it listens."""
+
+    settings: NodeSettings
+    certificates: NodeCertificates
+    genesis: Genesis
+    genesis_bytes: bytes
+    chain_id: str
+    storage: Storage
+    selling: _Selling
+
+
 async def run_node(settings: NodeSettings) -> None:
     """Run a node until SIGINT or SIGTERM.
 
@@ -75,22 +91,26 @@ async def run_node(settings: NodeSettings) -> None:
     """
     configure_logs(level=settings.log_level, as_json=settings.log_format == "json")
     async with AsyncExitStack() as stack:
-        certificates = NodeCertificates(load_key(settings.key_file))
-        data_dir = settings.data_dir
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        genesis, chain_id, genesis_bytes = await _find_genesis(settings)
-        storage = Storage(data_dir / "node.db", chain_id=chain_id)
-        stack.callback(storage.close)
-        selling = await _open_backend(settings, genesis)
-        if selling.backend is not None:
-            stack.push_async_callback(selling.backend.close)
-        core = _make_core(settings, genesis, chain_id, certificates, selling, storage)
-        _restore(core, storage)
-        driver = Driver(core, storage)
+        parts = await _open_parts(settings, stack)
+        core = _make_core(parts)
+        _restore(core, parts.storage)
+        driver = Driver(core, parts.storage)
         stack.callback(driver.stop)
-        facts = _make_facts(genesis_bytes, selling)
-        await _listen(settings, driver, storage, certificates, facts, selling, stack)
-        await _run(settings, driver, selling, stack)
+        await _listen(parts, driver, stack)
+        await _run(parts, driver, stack)
+
+
+async def _open_parts(settings: NodeSettings, stack: AsyncExitStack) -> _Parts:
+    """Open key, genesis, database and backend; the stack closes them."""
+    certificates = NodeCertificates(load_key(settings.key_file))
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    genesis, chain_id, genesis_bytes = await _find_genesis(settings)
+    storage = Storage(settings.data_dir / "node.db", chain_id=chain_id)
+    stack.callback(storage.close)
+    selling = await _open_backend(settings, genesis)
+    if selling.backend is not None:
+        stack.push_async_callback(selling.backend.close)
+    return _Parts(settings, certificates, genesis, genesis_bytes, chain_id, storage, selling)
 
 
 async def _find_genesis(settings: NodeSettings) -> tuple[Genesis, str, bytes]:
@@ -132,39 +152,32 @@ async def _open_backend(settings: NodeSettings, genesis: Genesis) -> _Selling:
     return _Selling(backend, info, files)
 
 
-def _make_core(
-    settings: NodeSettings,
-    genesis: Genesis,
-    chain_id: str,
-    certificates: NodeCertificates,
-    selling: _Selling,
-    storage: Storage,
-) -> NodeCore:
-    identity = certificates.identity
+def _make_core(parts: _Parts) -> NodeCore:
+    genesis, chain_id, selling = parts.genesis, parts.chain_id, parts.selling
+    identity = parts.certificates.identity
     signer = wire.WireSigner(identity, chain_id)
-    hpke_key = identity.derive_hpke_key()
     core: NodeCore
-    app = LedgerApplication(
-        genesis,
-        chain_id,
-        verify_transcript=lambda transcript, state: core.rounds.check_evidence(transcript, state),
-    )
+
+    def verify_evidence(transcript: Signed[Transcript], state: LedgerState) -> None:
+        core.rounds.check_evidence(transcript, state)
+
+    app = LedgerApplication(genesis, chain_id, verify_transcript=verify_evidence)
     core = NodeCore(
         genesis=genesis,
         chain_id=chain_id,
         signer=signer,
-        hpke_key=hpke_key,
-        profile=_make_profile(genesis, certificates, selling),
-        ask=settings.ask if selling.backend is not None else None,
+        hpke_key=identity.derive_hpke_key(),
+        profile=_make_profile(genesis, parts.certificates, selling),
+        ask=parts.settings.ask if selling.backend is not None else None,
         engine=SequencerEngine(
             app,
             genesis=genesis,
             chain_id=chain_id,
             signer=signer,
-            read_blocks=storage.read_blocks,
+            read_blocks=parts.storage.read_blocks,
         ),
         predictor=LinearPredictor(),
-        decode_bid=lambda data: wire.decode(Bid, data),
+        decode_bid=partial(wire.decode, Bid),
         incarnation=get_now_ms(),
     )
     return core
@@ -221,16 +234,9 @@ def _restore(core: NodeCore, storage: Storage) -> None:
     )
 
 
-async def _listen(
-    settings: NodeSettings,
-    driver: Driver,
-    storage: Storage,
-    certificates: NodeCertificates,
-    facts: MarketFacts,
-    selling: _Selling,
-    stack: AsyncExitStack,
-) -> None:
+async def _listen(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
     """Open both listeners, then tell the core where it can be reached."""
+    settings, certificates, selling = parts.settings, parts.certificates, parts.selling
     core = driver.core
     transport = PeerTransport(
         certificates,
@@ -239,7 +245,8 @@ async def _listen(
     )
     stack.push_async_callback(transport.stop)
     peer_port = await transport.start(settings.peer_listen)
-    market = MarketServicer(driver, storage, facts)
+    facts = _make_facts(parts.genesis_bytes, selling)
+    market = MarketServicer(driver, parts.storage, facts)
     auction = AuctionServicer(driver)
     servicers = [
         lambda server: add_MarketServiceServicer_to_server(market, server),
@@ -263,10 +270,9 @@ async def _listen(
     await public.set_serving(True)
 
 
-async def _run(
-    settings: NodeSettings, driver: Driver, selling: _Selling, stack: AsyncExitStack
-) -> None:
+async def _run(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
     """Run the node's background tasks until a signal or a fatal error."""
+    settings, backend = parts.settings, parts.selling.backend
     core = driver.core
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -284,20 +290,25 @@ async def _run(
     _log.info("node_ready", address=address, chain=core.chain_id)
     bootstrap = [parse_address(text) for text in settings.bootstrap]
     tasks = [asyncio.create_task(keep_joined(driver, bootstrap))]
-    if selling.backend is not None:
-        tasks.append(asyncio.create_task(_watch_cache(driver, selling.backend)))
-        tasks.append(asyncio.create_task(_watch_health(driver, selling.backend)))
-    waiter = asyncio.create_task(stop.wait())
+    if backend is not None:
+        tasks.append(asyncio.create_task(_watch_cache(driver, backend)))
+        tasks.append(asyncio.create_task(_watch_health(driver, backend)))
+    waiter = asyncio.create_task(_wait(stop))
+    ends: list[asyncio.Future[None]] = [waiter, driver.fatal, *tasks]
     try:
-        await asyncio.wait([waiter, driver.fatal, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for finished in [driver.fatal, *tasks]:
-            if finished.done():
-                finished.result()  # raises why the node cannot go on
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            if end.done():
+                end.result()  # raises why the node cannot go on
     finally:
         for task in [waiter, *tasks]:
             task.cancel()
         await asyncio.gather(waiter, *tasks, return_exceptions=True)
         _log.info("node_stopping")
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
 
 
 def _write_ready_file(path: Path, address: str) -> None:

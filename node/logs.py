@@ -1,4 +1,4 @@
-"""Structured logs: JSON for machines, console for people. Ids and numbers, never prompts or keys."""
+"""Structured logs: JSON for machines, console for people. No prompts, no keys."""
 
 from __future__ import annotations
 

@@ -113,9 +113,7 @@ class Reporter:
 
     def _make_stamp(self, now_ms: int, ttl_ms: int) -> ReportStamp:
         self._sequence += 1
-        return ReportStamp(
-            self._signer.node_id, self._incarnation, self._sequence, now_ms, ttl_ms
-        )
+        return ReportStamp(self._signer.node_id, self._incarnation, self._sequence, now_ms, ttl_ms)
 
     def _make_capability(self, now_ms: int) -> CapabilityReport:
         profile = self.profile

@@ -123,7 +123,7 @@ class InvalidBlockError(InvalidInputError):
 
 
 class NotAuctioneerError(InvalidInputError):
-    """This node is not the auctioneer of the term; `hint` names the one that is."""
+    """Another node is the auctioneer of the term; `hint` names it if it is known."""
 
 
 class ProviderBusyError(InvalidInputError):

@@ -36,7 +36,6 @@ def _hash_node(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-
 def compute_root(leaves: Sequence[bytes]) -> Hash:
     """Compute the tree's root; of no leaves, the hash of nothing. Source: RFC 6962 §2.1."""
     if not leaves:

@@ -80,8 +80,9 @@ class GenesisAccount:
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """The chain's first facts. `sequencer` orders blocks and is no validator, so it is never
-    the auctioneer.
+    """The chain's first facts.
+
+    `sequencer` orders blocks and is no validator, so it is never the auctioneer.
     """
 
     name: str

@@ -6,7 +6,7 @@ Everything else (receipts, prices, slots) is the node's business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,7 +99,7 @@ class Backend(Protocol):
         """
         ...
 
-    def stream(self, payload: TaskPayload) -> AsyncIterator[BackendChunk | BackendUsage]:
+    def stream(self, payload: TaskPayload) -> AsyncGenerator[BackendChunk | BackendUsage, None]:
         """Run a task: chunks as they come, then the usage, last and exactly once.
 
         Closing the iterator early (``aclose``, or cancelling its task) aborts it on the server.

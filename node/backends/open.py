@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from iemas.core.errors import ConfigurationError
 from iemas.core.tokenizer_bundle import BUNDLE_FILES
 from iemas.testing.tokenizer import build_byte_tokenizer
 from node.backends.base import Backend, BackendInfo
+from node.backends.openai_compatible import OpenAICompatibleBackend
 from node.backends.vllm import VllmBackend
 from node.config import BackendKind, NodeSettings
 
@@ -25,6 +28,27 @@ def open_backend(settings: NodeSettings, model: str) -> Backend | None:
         model=model,
         kv_events_endpoint=settings.kv_events_endpoint,
         kv_replay_endpoint=settings.kv_replay_endpoint,
+        slots=settings.slots,
+        tokenizer_path=settings.tokenizer_dir,
+        require_kv_events=settings.require_kv_events,
+    )
+
+
+def _open_openai_compatible(settings: NodeSettings, url: str, model: str) -> Backend:
+    """Make a backend that takes text: the node's own tokenizer turns prompts back into it."""
+    if settings.tokenizer_dir is None or settings.context_tokens is None:
+        raise ConfigurationError(
+            "an openai_compatible backend tells neither its tokenizer nor its context length: give "
+            "--tokenizer-dir DIR and --context-tokens N"
+        )
+    files = read_tokenizer_files(settings.tokenizer_dir)
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    return OpenAICompatibleBackend(
+        url,
+        detokenize=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
+        tokenize=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        context_tokens=settings.context_tokens,
+        model=model,
         slots=settings.slots,
         tokenizer_path=settings.tokenizer_dir,
         require_kv_events=settings.require_kv_events,

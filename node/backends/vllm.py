@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import platform
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -154,7 +154,7 @@ class VllmBackend:
 
     # --- serving --------------------------------------------------------------------------------
 
-    async def stream(self, payload: TaskPayload) -> AsyncIterator[BackendChunk | BackendUsage]:
+    async def stream(self, payload: TaskPayload) -> AsyncGenerator[BackendChunk | BackendUsage, None]:
         """Run a task: chunks as they come, then the usage, last and exactly once.
 
         Raises: BackendError if the server fails, refuses, or its counts do not agree.

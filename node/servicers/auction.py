@@ -20,11 +20,10 @@ class AuctionServicer(auction_service_pb2_grpc.AuctionServiceServicer):
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    async def Bid(  # noqa: N802 - the name is the protocol's
+    async def Bid(
         self, request_iterator: AsyncIterator[auction_service_pb2.BidRequest], context: Any
     ) -> AsyncIterator[auction_service_pb2.BidResponse]:
         """Carry one requester's bids and answers until it hangs up."""
-        del context
         stream, answers = self._driver.open_stream()
         reader = asyncio.create_task(self._read(stream, request_iterator))
         try:

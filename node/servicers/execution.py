@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -35,11 +35,10 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
         self._driver = driver
         self._backend = backend
 
-    async def Execute(  # noqa: N802 - the name is the protocol's
+    async def Execute(
         self, request_iterator: AsyncIterator[Request], context: Any
     ) -> AsyncIterator[Response]:
         """Serve one task."""
-        del context
         requests = aiter(request_iterator)
         start = await _read_start(requests)
         try:
@@ -56,12 +55,10 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
                     yield _to_response(frame)
         finally:
             reader.cancel()
-            self._driver.carry_out(
-                self._driver.core.end_task(execution, now_ms=get_now_ms())
-            )
+            self._driver.carry_out(self._driver.core.end_task(execution, now_ms=get_now_ms()))
             _count(execution)
 
-    async def _serve(self, call: _Call) -> AsyncIterator[ExecutionFrame]:
+    async def _serve(self, call: _Call) -> AsyncGenerator[ExecutionFrame, None]:
         """Stream the backend's output under the window; end with a final receipt."""
         execution = call.execution
         reason, cached_tokens = FinishReason.CANCELLED, None
@@ -72,9 +69,7 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
                     if isinstance(item, BackendUsage):
                         reason, cached_tokens = item.finish, item.cached_tokens
                         continue
-                    for frame in execution.deliver(
-                        item.text, item.token_ids, now_ms=get_now_ms()
-                    ):
+                    for frame in execution.deliver(item.text, item.token_ids, now_ms=get_now_ms()):
                         yield frame
                     await call.wait_unblocked()
         except BackendError as error:

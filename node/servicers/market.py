@@ -47,7 +47,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         self._storage = storage
         self._facts = facts
 
-    async def GetMarket(  # noqa: N802 - the names are the protocol's
+    async def GetMarket(
         self, request: market_service_pb2.GetMarketRequest, context: Any
     ) -> market_service_pb2.GetMarketResponse:
         """Give the genesis file."""
@@ -57,7 +57,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             software=self._facts.software,
         )
 
-    async def Join(  # noqa: N802
+    async def Join(
         self, request: market_service_pb2.JoinRequest, context: Any
     ) -> market_service_pb2.JoinResponse:
         """Take in a newcomer's report, tell the others, give it all reports."""
@@ -67,7 +67,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         reports = [wire.to_proto(held) for held in self._core.membership.get_reports()]
         return market_service_pb2.JoinResponse(reports=reports)
 
-    async def ListReports(  # noqa: N802
+    async def ListReports(
         self, request: market_service_pb2.ListReportsRequest, context: Any
     ) -> market_service_pb2.ListReportsResponse:
         """Give every report held here, and whom this node suspects."""
@@ -77,7 +77,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             suspected=[peer for peer in membership.get_peers() if membership.is_suspected(peer)],
         )
 
-    async def GetTerm(  # noqa: N802
+    async def GetTerm(
         self, request: market_service_pb2.GetTermRequest, context: Any
     ) -> market_service_pb2.GetTermResponse:
         """Give the current term, with the reports that bids are sealed by."""
@@ -101,7 +101,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
                 field.CopyFrom(wire.to_proto(record.capability.envelope))
         return response
 
-    async def GetAccount(  # noqa: N802
+    async def GetAccount(
         self, request: market_service_pb2.GetAccountRequest, context: Any
     ) -> market_service_pb2.GetAccountResponse:
         """Give an account's balances."""
@@ -121,7 +121,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             height=state.height,
         )
 
-    async def SubmitTransaction(  # noqa: N802
+    async def SubmitTransaction(
         self, request: market_service_pb2.SubmitTransactionRequest, context: Any
     ) -> market_service_pb2.SubmitTransactionResponse:
         """Have a transaction ordered; answer with its recorded result."""
@@ -146,7 +146,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             height=height,
         )
 
-    async def GetTokenizer(  # noqa: N802
+    async def GetTokenizer(
         self, request: market_service_pb2.GetTokenizerRequest, context: Any
     ) -> AsyncIterator[market_service_pb2.GetTokenizerResponse]:
         """Stream the tokenizer bundle of this node's model."""
@@ -157,7 +157,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             piece = bundle[offset : offset + PIECE_BYTES]
             yield market_service_pb2.GetTokenizerResponse(piece=piece)
 
-    async def GetStatus(  # noqa: N802
+    async def GetStatus(
         self, request: market_service_pb2.GetStatusRequest, context: Any
     ) -> market_service_pb2.GetStatusResponse:
         """Say how this node is."""
@@ -179,7 +179,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             unsettled_channels=core.provider.unsettled_channels,
         )
 
-    async def ListBlocks(  # noqa: N802
+    async def ListBlocks(
         self, request: market_service_pb2.ListBlocksRequest, context: Any
     ) -> AsyncIterator[market_service_pb2.ListBlocksResponse]:
         """Stream the stored blocks from a height on."""
@@ -187,7 +187,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         async for envelope in self._stream(RecordKind.BLOCK, after):
             yield market_service_pb2.ListBlocksResponse(block=envelope)
 
-    async def ListTranscripts(  # noqa: N802
+    async def ListTranscripts(
         self, request: market_service_pb2.ListTranscriptsRequest, context: Any
     ) -> AsyncIterator[market_service_pb2.ListTranscriptsResponse]:
         """Stream the verified rounds' transcripts in order of term and round."""
@@ -211,4 +211,3 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         if name not in ("", hub):
             raise InvalidInputError(f"this market's hub is {hub!r}, not {name!r}")
         return hub
-

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from auctioneer.predictors.linear import LinearPredictor
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.client._base import Channel, PendingBid, TaskMeter, TermInfo, make_bid_submission
 from iemas.consensus.sequencer import SequencerEngine
@@ -29,8 +30,8 @@ from iemas.core.auction import (
 )
 from iemas.core.digest import compute_block_keys
 from iemas.core.encoding import compute_hash
-from iemas.core.errors import IemasError, InvalidInputError, ProviderBusyError
 from iemas.core.envelope import Signed
+from iemas.core.errors import IemasError, InvalidInputError, ProviderBusyError
 from iemas.core.execution import (
     Busy,
     OutputChunk,
@@ -138,9 +139,7 @@ class SimulatedNode:
         app = LedgerApplication(
             genesis,
             market.chain_id,
-            verify_transcript=lambda transcript, state: core.rounds.check_evidence(
-                transcript, state
-            ),
+            verify_transcript=lambda *evidence: core.rounds.check_evidence(*evidence),  # noqa: PLW0108
         )
         engine = SequencerEngine(app, genesis=genesis, chain_id=market.chain_id, signer=signer)
         core = NodeCore(
@@ -226,7 +225,8 @@ class SimulatedNode:
         try:
             execution, ready = self.core.begin_task(start, now_ms=now_ms)
         except ProviderBusyError as error:
-            self._market.later(lambda: task.receive_busy(error.operands["busy"]))
+            busy = error.operands["busy"]
+            self._market.later(lambda: task.receive_busy(busy))
             return
         except InvalidInputError as error:
             failure = error

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+
 from iemas.core.params import MarketParams
 from iemas.testing.network import NetworkFaults
-
 from tests.simulation.market import BLOCK_SIZE, HUB, SimulatedMarket
 
 
