@@ -323,11 +323,11 @@ class SequencerEngine:
         height: int = 0,
     ) -> Ready:
         """Apply the blocks that follow, keep those that come too early, ask for a gap."""
-        before = self.height
+        before, was_behind = self.height, self._is_behind()
         ready = Ready()
         for signed in blocks:
             try:
-                self._keep(signed)
+                ready += self._keep(signed)
                 ready += self._apply_buffered()
             except InvalidInputError as error:
                 if not ready.persist:
@@ -342,36 +342,45 @@ class SequencerEngine:
         self._claimed_height = height if advanced else 0
         if advanced and sender is not None and self._is_behind():
             ready += self._request_from(sender, now_ms)
+        elif self._is_behind() and not was_behind:
+            self._requested_at_ms = 0  # a new gap: ask for it at once
         return ready
 
     def _is_behind(self) -> bool:
         return self.height < max(self._known_height, self._claimed_height)
 
-    def _keep(self, signed: Signed[Block]) -> None:
+    def _keep(self, signed: Signed[Block]) -> Ready:
         """Check a block's signature and hold it until its turn; compare one already applied.
 
-        Raises: InvalidSignatureError; InvalidBlockError or InternalError on a fork.
+        Raises: InvalidSignatureError; InternalError as `_handle_fork`.
         """
         block = signed.message
         own = self._find_block(block.height)
         if block.height in self._buffered or (own is not None and own.hash == signed.hash):
-            return
+            return Ready()
         verify_signed(signed, self._chain_id, expected_signer=self._genesis.sequencer)
         if own is not None:
-            self._raise_fork(block.height)
+            return self._handle_fork(own)
         self._known_height = max(self._known_height, block.height)
         if self.height < block.height <= self.height + MAX_BUFFERED_BLOCKS:
             self._buffered[block.height] = signed
+        return Ready()
 
-    def _raise_fork(self, height: int) -> None:
-        text = f"the sequencer signed two blocks of height {height}"
+    def _handle_fork(self, own: Signed[Block]) -> Ready:
+        """Keep the first of two blocks that the sequencer signed, and show it to the sequencer.
+
+        Raises: InternalError if this is the sequencer: it must not go on.
+        """
+        height = own.message.height
         if self._is_sequencer:
             raise InternalError(
-                f"{text}: this node's database lost blocks; restore it from a backup, or start "
-                "a new chain",
+                f"another block of height {height} has this sequencer's signature: its database "
+                "lost blocks; restore it from a backup, or start a new chain",
                 height=height,
             )
-        raise InvalidBlockError(text, height=height)
+        event = Event("sequencer_forked", {"height": height})
+        send = Send(self._genesis.sequencer, BlockAnnouncement(own))
+        return Ready(send=(send,), events=(event,))
 
     def _apply_buffered(self) -> Ready:
         ready = Ready()
