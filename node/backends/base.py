@@ -79,6 +79,10 @@ class BackendUsage:
     finish: FinishReason
 
 
+BackendStream = AsyncGenerator[BackendChunk | BackendUsage, None]
+"""A running task's output; ``aclose`` aborts it."""
+
+
 class Backend(Protocol):
     """An inference server behind a node. All methods belong to one event loop."""
 
@@ -99,7 +103,7 @@ class Backend(Protocol):
         """
         ...
 
-    def stream(self, payload: TaskPayload) -> AsyncGenerator[BackendChunk | BackendUsage, None]:
+    def stream(self, payload: TaskPayload) -> BackendStream:
         """Run a task: chunks as they come, then the usage, last and exactly once.
 
         Closing the iterator early (``aclose``, or cancelling its task) aborts it on the server.

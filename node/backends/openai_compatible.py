@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from node.backends.base import (
     BackendInfo,
     BackendProtocolError,
     BackendRequestError,
+    BackendStream,
     BackendUsage,
     KvEventsError,
 )
@@ -138,7 +139,7 @@ class OpenAICompatibleBackend:
         """Close the connections."""
         await self._api.close()
 
-    async def stream(self, payload: TaskPayload) -> AsyncGenerator[BackendChunk | BackendUsage, None]:
+    async def stream(self, payload: TaskPayload) -> BackendStream:
         """Run a task: chunks as they come, then the usage, last and exactly once.
 
         The token ids of a chunk are those of its text, tokenized on its own: their number is what

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import platform
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from node.backends.base import (
     BackendInfo,
     BackendProtocolError,
     BackendRequestError,
+    BackendStream,
     BackendUnreachableError,
     BackendUsage,
     KvEventsError,
@@ -154,7 +155,7 @@ class VllmBackend:
 
     # --- serving --------------------------------------------------------------------------------
 
-    async def stream(self, payload: TaskPayload) -> AsyncGenerator[BackendChunk | BackendUsage, None]:
+    async def stream(self, payload: TaskPayload) -> BackendStream:
         """Run a task: chunks as they come, then the usage, last and exactly once.
 
         Raises: BackendError if the server fails, refuses, or its counts do not agree.
