@@ -73,6 +73,7 @@ class TaskStream:
         self._call = stub.Execute(timeout=timeout_seconds)
         self._writing = asyncio.Lock()
         self._over = False
+        self._cancelled = False
         self._pump = asyncio.create_task(self._run())
         self._pump.add_done_callback(lambda _: on_done(self))
 
@@ -95,7 +96,8 @@ class TaskStream:
 
     async def close(self) -> None:
         """Stop the task: cancel it if it runs, countersign what arrived, free the call."""
-        if not self._pump.done() and not self.meter.ended:
+        if not self._pump.done() and not self.meter.ended and not self._cancelled:
+            self._cancelled = True
             with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
                 await self._write(ExecuteRequest(cancel=CancelTask()))
         await asyncio.wait({self._pump}, timeout=CLOSE_SECONDS)
