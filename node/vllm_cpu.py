@@ -223,7 +223,10 @@ class VllmServer:
                     "VLLM_CPU_KVCACHE_SPACE": str(self.config.kv_space_gib),
                     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                     "VLLM_HOST_IP": "127.0.0.1",
+                    # Whatever it leaves in temporary folders goes with its sockets.
                     "VLLM_RPC_BASE_PATH": str(self._sockets),
+                    "TMPDIR": str(self._sockets),
+                    "TORCHINDUCTOR_CACHE_DIR": str(self.config.model.parent / "torchinductor"),
                 }
             ),
             remove=(self._sockets,),

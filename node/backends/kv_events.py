@@ -25,6 +25,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from iemas.core.digest import InvalidBlockEventError, ResidentBlocks, compute_block_keys, split_keys
+from iemas.core.errors import InvalidInputError
 
 POLL_S: Final = 2.0
 """An idle follower asks for what it may have missed this often."""
@@ -109,7 +110,7 @@ class CacheBook:
         """
         try:
             batch = self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise InvalidBlockEventError("a KV event batch does not decode") from error
         if sequence < self.next_sequence:
             if batch.ts <= self._last_ts:
@@ -248,7 +249,7 @@ class KvEventFollower:
             self._gone.clear()
             try:
                 await self._follow_connection(subscriber)
-            except InvalidBlockEventError as error:
+            except InvalidInputError as error:
                 self._book.forget()
                 self._tell()
                 self._set_state(FollowerState.UNUSABLE, str(error))

@@ -56,11 +56,15 @@ class KvEventPublisher:
         """Send one batch."""
         if self._publisher is None or not events:
             return
-        payload = msgspec.msgpack.encode((time.time(), [self._encode(e) for e in events], 0))
+        payload = self.encode_batch(events)
         self._kept.append((self._sequence, payload))
         sequence = self._sequence.to_bytes(8, "big")
         self._sequence += 1
         await self._publisher.send_multipart((TOPIC, sequence, payload))
+
+    def encode_batch(self, events: Sequence[CacheEvent]) -> bytes:
+        """Encode events as one batch of now."""
+        return msgspec.msgpack.encode((time.time(), [self._encode(e) for e in events], 0))
 
     async def close(self) -> None:
         """Close the sockets; what was sent and not yet received is dropped."""
