@@ -24,6 +24,7 @@ from iemas.genesis import load_genesis, save_genesis
 from node.keystore import generate_key, load_key
 from node.local_market.plan import SEQUENCER, MarketPlan, load_plan, parse_params
 
+LOCK_FILE: Final = "market.lock"
 STAKE_MICROS: Final = 100 * MICROS_PER_CREDIT
 
 
@@ -66,6 +67,13 @@ def get_start_ticks(pid: int) -> int:
     return int(stat.rpartition(")")[2].split()[19])
 
 
+def make_record(
+    name: str, role: str, pid: int, *, address: str = "", url: str = ""
+) -> ProcessRecord:
+    """Describe a process that runs now."""
+    return ProcessRecord(name, role, pid, get_start_ticks(pid), address, url)
+
+
 def is_alive(process: ProcessRecord) -> bool:
     """Tell whether this very process still runs."""
     ticks = get_start_ticks(process.pid)
@@ -93,6 +101,10 @@ class MarketHome:
     def state_file(self) -> Path:
         """Who runs it now."""
         return self.path / "market.json"
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / LOCK_FILE
 
     @property
     def exists(self) -> bool:
@@ -180,7 +192,7 @@ class MarketHome:
     def acquire(self) -> None:
         """Become the supervisor. Raises: ConfigurationError if the market runs already."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(self.path / "market.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -192,6 +204,8 @@ class MarketHome:
             ) from None
         self._lock = lock
         self.state_file.unlink(missing_ok=True)
+        os.truncate(lock, 0)
+        os.write(lock, msgspec.json.encode(make_record("supervisor", "supervisor", os.getpid())))
 
     def release(self) -> None:
         """Be the supervisor no more."""
@@ -203,7 +217,7 @@ class MarketHome:
     def is_held(self) -> bool:
         """Tell whether a supervisor runs this market now."""
         try:
-            lock = os.open(self.path / "market.lock", os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(self._lock_file, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return False
         try:
@@ -213,6 +227,15 @@ class MarketHome:
         finally:
             os.close(lock)
         return False
+
+    def read_supervisor(self) -> ProcessRecord | None:
+        """Give the process that runs this market now, also while it is only starting."""
+        if not self.is_held():
+            return None
+        try:
+            return msgspec.json.decode(self._lock_file.read_bytes(), type=ProcessRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
 
     def write_state(self, state: MarketState) -> None:
         """Publish how to reach the running market, at once and whole."""

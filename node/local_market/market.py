@@ -28,7 +28,7 @@ from node.backends.base import BackendUnreachableError
 from node.config import ENV_PREFIX, BackendKind
 from node.guard import GuardedProcess
 from node.local_market.backends import Progress, StartedBackend, find_model, make_backends
-from node.local_market.home import MarketHome, MarketState, ProcessRecord, get_start_ticks
+from node.local_market.home import LOCK_FILE, MarketHome, MarketState, make_record
 from node.local_market.plan import CUSTOMER, SEQUENCER, SIMULATED, MarketPlan, save_plan
 from node.local_market.probe import get_account_nonce, get_status
 
@@ -282,27 +282,19 @@ class LocalMarket:
 
     def _publish(self) -> None:
         """Say in the folder that the market runs, and how to reach it."""
-        pid = os.getpid()
-        supervisor = ProcessRecord("supervisor", "supervisor", pid, get_start_ticks(pid))
+        supervisor = make_record("supervisor", "supervisor", os.getpid())
         nodes = [
-            ProcessRecord(
-                name=node.name,
-                role="node" if node.backend is not None else SEQUENCER,
-                pid=node.pid,
-                start_ticks=get_start_ticks(node.pid),
+            make_record(
+                node.name,
+                "node" if node.backend is not None else SEQUENCER,
+                node.pid,
                 address=node.address,
                 url=node.backend.address.url if node.backend is not None else "",
             )
             for node in self.nodes.values()
         ]
         servers = [
-            ProcessRecord(
-                name=backend.name,
-                role="backend",
-                pid=backend.pid,
-                start_ticks=get_start_ticks(backend.pid),
-                url=backend.address.url,
-            )
+            make_record(backend.name, "backend", backend.pid, url=backend.address.url)
             for backend in self.backends
         ]
         self.home.write_state(
@@ -328,7 +320,7 @@ def delete_home(home: MarketHome) -> None:
         raise ConfigurationError("stop the market first: `iemas market down`")
     if not home.path.exists():
         return
-    if not (home.path / "market.lock").exists():
+    if not (home.path / LOCK_FILE).exists():
         raise ConfigurationError(f"{home.path} is no market's folder; it was left as it is")
     shutil.rmtree(home.path)
 

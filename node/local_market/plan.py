@@ -53,7 +53,7 @@ class MarketPlan(msgspec.Struct, frozen=True):
     backend: str = SIMULATED
     addresses: tuple[BackendAddress, ...] = ()
     params: dict[str, str] = {}
-    accounts: dict[str, Funds] = {CUSTOMER: Funds()}
+    accounts: dict[str, Funds] = msgspec.field(default_factory=lambda: {CUSTOMER: Funds()})
     base_port: int = 0
     model: str | None = None
     simulated_arguments: tuple[str, ...] = ()

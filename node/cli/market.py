@@ -1,0 +1,232 @@
+"""The command `iemas`: run a market on this machine, buy from one, check one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from iemas.client import BidOptions
+from iemas.core.errors import BadRequestError, ConfigurationError
+from iemas.tls import parse_address
+from node.cli.access import (
+    DEFAULT_NAME,
+    AccountOption,
+    HomeOption,
+    JsonOption,
+    KeyOption,
+    MarketOption,
+    NameOption,
+    find_access,
+)
+from node.cli.common import console, create_app, format_credits, run_async, run_cli
+from node.cli.conversation import ChatSettings, chat_on, chat_once, require_prompt
+from node.cli.history import History, check_market
+from node.cli.local import market_app
+from node.cli.views import (
+    export_findings,
+    fetch_nodes,
+    print_json,
+    render_findings,
+    render_nodes,
+    render_round,
+)
+from node.local_market.plan import CUSTOMER
+
+EXAMPLES = """
+
+Examples:
+
+\b
+  iemas market up --backend simulated --detach    a market of 3 nodes, made-up answers
+  iemas market up --backend vllm-cpu              real vLLM servers on this CPU
+  iemas chat "What is a KV cache?"                one question
+  iemas chat                                      a conversation
+  iemas balance                                   what is left
+  iemas verify --all                              re-check everything that happened
+  iemas market down
+"""
+
+app = create_app("Buy and sell LLM inference in a market that nobody owns." + EXAMPLES)
+app.add_typer(market_app, name="market")
+
+
+# --- buying --------------------------------------------------------------------------------------
+
+
+@app.command("chat")
+def chat(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The question; `-` reads it from standard input; none: converse."),
+    ] = None,
+    *,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.")] = 256,
+    temperature: Annotated[float | None, typer.Option("--temperature")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    model: Annotated[str | None, typer.Option("--model")] = None,
+    value_micros: Annotated[
+        int | None,
+        typer.Option("--value", help="The most that an answer may cost, in micro-credits."),
+    ] = None,
+    deadline_ms: Annotated[
+        int, typer.Option("--deadline-ms", help="Later tokens are worth less; 0: no matter.")
+    ] = 0,
+    name: NameOption = DEFAULT_NAME,
+    home: HomeOption = None,
+    market: MarketOption = None,
+    key: KeyOption = None,
+    account: AccountOption = CUSTOMER,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question, or converse, and see who won it, what was cached, what it cost."""
+    if max_tokens < 1:
+        raise BadRequestError(f"--max-tokens must be at least 1, got {max_tokens}", code="range")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if prompt is not None:
+        require_prompt(prompt)
+    access = find_access(name=name, home=home, market=market, key=key, account=account)
+    settings = ChatSettings(max_tokens, temperature, model, system, as_json)
+    bid = BidOptions(value_micros=value_micros, deadline_ms=deadline_ms)
+
+    async def run() -> None:
+        async with access.connect(bid) as client:
+            if prompt is None:
+                await chat_on(access, client, settings)
+            else:
+                await chat_once(access, client, prompt, settings)
+
+    run_async(run())
+
+
+@app.command("balance")
+def balance(
+    *,
+    name: NameOption = DEFAULT_NAME,
+    home: HomeOption = None,
+    market: MarketOption = None,
+    key: KeyOption = None,
+    account: AccountOption = CUSTOMER,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an account's money: available, in escrow, and what it may spend this term."""
+    access = find_access(name=name, home=home, market=market, key=key, account=account)
+
+    async def run() -> None:
+        async with access.connect() as client:
+            held = await client.balance()
+        if as_json:
+            print_json({field: getattr(held, field) for field in held.__dataclass_fields__})
+            return
+        table = Table(title=f"account {held.account}", show_header=False)
+        if not held.exists:
+            raise ConfigurationError(
+                f"the ledger holds no account {held.account}: have money transferred to it, or "
+                "use the key of one that has"
+            )
+        for label, micros in (
+            ("available", held.available_micros),
+            ("in escrow", held.escrow_micros),
+            ("to spend this term", held.allowance_micros),
+        ):
+            table.add_row(label, f"{format_credits(micros)} credits")
+        console.print(table)
+
+    run_async(run())
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+@app.command("nodes")
+def nodes(
+    *,
+    name: NameOption = DEFAULT_NAME,
+    home: HomeOption = None,
+    market: MarketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the market's nodes by their own signed reports."""
+    access = find_access(name=name, home=home, market=market, pays=False)
+
+    async def run() -> None:
+        async with access.connect() as client:
+            found = await fetch_nodes(client, access.names)
+        if as_json:
+            print_json(found)
+        else:
+            console.print(render_nodes(found))
+
+    run_async(run())
+
+
+@app.command("verify")
+def verify(
+    which: Annotated[
+        str | None, typer.Argument(metavar="TERM:ROUND", help="Show this round in full.")
+    ] = None,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Replay the ledger, re-check all rounds and nodes.")
+    ] = False,
+    name: NameOption = DEFAULT_NAME,
+    home: HomeOption = None,
+    market: MarketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a market's whole history yourself, believing no node.
+
+    Replays every block from genesis, re-checks every round from its transcript, and compares
+    every node's state root. The exit code is 1 if anything is wrong.
+    """
+    if which is None and not everything:
+        raise ConfigurationError("say what to verify: --all, or a round as TERM:ROUND")
+    access = find_access(name=name, home=home, market=market, pays=False)
+    expected = access.home.genesis_file.read_bytes() if access.home is not None else None
+
+    async def run() -> History:
+        async with access.connect() as client:
+            addresses = [parse_address(node.address) for node in await client.nodes()]
+        with console.status("fetching the ledger") as status:
+            return await check_market(addresses, expected, status.update)
+
+    history = run_async(run())
+    if as_json:
+        print_json(export_findings(history.findings))
+    elif which is not None:
+        _print_round(history, which, access.names)
+    else:
+        console.print(render_findings(history.findings, access.names))
+    _conclude(history, quiet=as_json)
+
+
+def _print_round(history: History, which: str, names: dict[str, str]) -> None:
+    term, colon, number = which.partition(":")
+    if not (colon and term.isdigit() and number.isdigit()):
+        raise ConfigurationError(f"a round is named TERM:ROUND, such as 12:0, not {which!r}")
+    if (int(term), int(number)) not in history.cleared:
+        raise ConfigurationError(f"there is no verified round {which} in this market")
+    console.print(render_round(history, int(term), int(number), names))
+
+
+def _conclude(history: History, *, quiet: bool) -> None:
+    problems = history.findings.problems
+    if not quiet:
+        for problem in problems:
+            console.print(f"[red]wrong:[/red] {problem}", highlight=False)
+        if not problems:
+            console.print("[green]everything holds[/green]")
+    if problems:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run `iemas`."""
+    run_cli(app)
+
+
+if __name__ == "__main__":
+    main()
