@@ -1,5 +1,6 @@
 """What pairs are worth: the worked example, exactness, and each rule of feasibility."""
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from math import ceil, floor
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from auctioneer.mechanism import clear
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.mechanism.errors import InvalidValuationInputError
-from auctioneer.mechanism.valuation import MAX_TTFT_US, compute_valuation, predict
+from auctioneer.mechanism.valuation import MAX_TTFT_US, Valuation, compute_valuation, predict
 from iemas.core.auction import Bid, ProviderInput, ProviderQos
 from iemas.core.report import LoadReport
 from iemas.core.types import Lateness, Prices
@@ -20,7 +22,9 @@ def blocks(*rows: Any) -> IntArray:
     return np.array(rows, dtype=np.int64)
 
 
-def evaluate_one(bid: Any, provider: Any, matched: Any = 40, *, cache_affinity: Any = True) -> Any:
+def evaluate_one(
+    bid: Bid, provider: ProviderInput, matched: int = 40, *, cache_affinity: bool = True
+) -> Valuation:
     return compute_valuation([bid], [provider], blocks([matched]), cache_affinity=cache_affinity)
 
 
@@ -289,3 +293,38 @@ def test_the_same_pair_has_the_same_value_in_any_round(
         alone = evaluate_one(bids[n], providers[i], int(found))
         assert alone.get_expected_tokens(0, 0) == together.get_expected_tokens(n, i)
         assert alone.welfare_micros[0, 0] == together.welfare_micros[n, i]
+
+
+@pytest.mark.parametrize("lateness", [Lateness(), Lateness(600, 100)])
+@pytest.mark.parametrize("rival_percent", [60, 90, 120, 200])
+def test_no_declared_price_gains_over_the_true_one(
+    make_bid: Callable[..., Bid],
+    make_provider: Callable[..., ProviderInput],
+    lateness: Lateness,
+    rival_percent: int,
+) -> None:
+    """One task an account, `client` mode: bids from the ask to twice the truth, by component."""
+
+    def scale(percents: tuple[int, ...]) -> Bid:
+        prompt, cached, output = percents
+        prices = Prices(10_000 * prompt, 2_000 * cached, 40_000 * output)
+        return make_bid(prices=prices, lateness=lateness, reservation_micros=10**6)
+
+    truth, rival = scale((100, 100, 100)), scale((rival_percent,) * 3)
+    providers = [make_provider(), make_provider(ask=Prices(600_000, 120_000, 2_400_000))]
+    matched = blocks([40, 0], [0, 40])
+
+    def compute_utility(bid: Bid) -> int:
+        valuation = compute_valuation([bid, rival], providers, matched, cache_affinity=True)
+        clearing = clear(valuation.welfare_micros, np.array([1, 0]), mode="client")
+        i = int(clearing.assignment[0])
+        price = int(valuation.cost_micros[0, i] + clearing.surcharges[0])
+        return int(true_value[0, i]) - price if i >= 0 else 0
+
+    true_value = compute_valuation(
+        [truth], providers, matched[:1], cache_affinity=True
+    ).value_micros
+    honest = compute_utility(truth)
+    assert honest >= 0
+    for percents in itertools.product((50, 70, 100, 130, 200), repeat=3):
+        assert compute_utility(scale(percents)) <= honest
