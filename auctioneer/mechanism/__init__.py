@@ -14,12 +14,24 @@ from auctioneer.mechanism.clearing import (
     decode_clearing,
     encode_clearing,
 )
+from auctioneer.mechanism.valuation import (
+    Prediction,
+    Valuation,
+    compute_rates,
+    compute_valuation,
+    predict,
+)
 
 __all__ = [
     "Certificate",
     "Clearing",
+    "Prediction",
+    "Valuation",
     "clear",
+    "compute_rates",
+    "compute_valuation",
     "decode_clearing",
     "encode_clearing",
+    "predict",
     "verify",
 ]
