@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from iemas.core.encoding import compute_hash
 from iemas.core.types import AccountId, HubId, NodeId, require, require_id
 
+MAX_SUPPLY_MICROS = 2**50
+"""The most that a market may issue: a round's welfare stays exact below it."""
+
 
 @dataclass(frozen=True, slots=True)
 class MarketParams:
@@ -104,6 +107,10 @@ class Genesis:
             self.sequencer not in ids or len(ids) == 1,
             "the sequencer must not be a validator (it could become the auctioneer)",
         )
+        issued = sum(v.stake_micros for v in self.validators) + sum(
+            a.available_micros + a.escrow_micros for a in self.accounts
+        )
+        require(issued <= MAX_SUPPLY_MICROS, "genesis issues more than 2^50 micro-credits")
         names = [account.account for account in self.accounts]
         require(len(set(names)) == len(names), "an account is named twice")
 
