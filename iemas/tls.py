@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -266,31 +267,42 @@ def to_pem(certificate: bytes) -> bytes:
     return ssl.DER_cert_to_PEM_cert(certificate).encode()
 
 
-def _load_certificate(data: bytes) -> x509.Certificate:
+@contextmanager
+def _refusing_malformed(reason: str) -> Iterator[None]:
+    """Name what parsing a stranger's certificate can raise, at any of its lazily read fields."""
     try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise InvalidCertificateError(reason) from error
+
+
+def _load_certificate(data: bytes) -> x509.Certificate:
+    with _refusing_malformed("the certificate does not parse"):
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except ValueError as error:
-        raise InvalidCertificateError("the certificate does not parse") from error
 
 
 def _require_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-    try:
+    with _refusing_malformed("the certificate is not signed by this node's key"):
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError) as error:
-        raise InvalidCertificateError("the certificate is not signed by this node's key") from error
 
 
 def _require_valid_at(certificate: x509.Certificate, now: datetime) -> None:
-    if now < certificate.not_valid_before_utc:
-        raise InvalidCertificateError(
-            f"the certificate is not valid before {certificate.not_valid_before_utc}"
-        )
-    if now > certificate.not_valid_after_utc:
-        raise InvalidCertificateError(
-            f"the certificate expired at {certificate.not_valid_after_utc}"
-        )
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < start:
+        raise InvalidCertificateError(f"the certificate is not valid before {start}")
+    if now > end:
+        raise InvalidCertificateError(f"the certificate expired at {end}")
 
 
 def _require_ed25519(public_key: object) -> Ed25519PublicKey:
@@ -308,19 +320,18 @@ def verify_ca_certificate(certificate: bytes, node_id: NodeId) -> None:
     Raises: InvalidCertificateError.
     """
     ca = _load_certificate(certificate)
-    try:
-        public_key = ca.public_key()
+    with _refusing_malformed("the CA certificate does not parse"):
+        public_key = _require_ed25519(ca.public_key()).public_bytes_raw()
         constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType) as error:
-        raise InvalidCertificateError("the CA certificate does not parse") from error
-    actual = compute_node_id(_require_ed25519(public_key).public_bytes_raw())
+        is_named = ca.subject == _get_subject(node_id)
+    actual = compute_node_id(public_key)
     if actual != node_id:
         raise InvalidCertificateError(
             f"this is node {short_id(actual)}, not {short_id(node_id)}",
             node_id=node_id,
             actual_node_id=actual,
         )
-    if ca.subject != _get_subject(node_id) or not constraints.ca or constraints.path_length != 0:
+    if not is_named or not constraints.ca or constraints.path_length != 0:
         raise InvalidCertificateError("the CA certificate is not of the form that nodes create")
     _require_issued_by(ca, ca)
 
@@ -331,14 +342,20 @@ def extract_server_name(leaf: bytes) -> str:
 
 
 def _extract_server_name(leaf: x509.Certificate) -> str:
-    try:
+    with _refusing_malformed("the leaf names no server"):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (ValueError, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType) as error:
-        raise InvalidCertificateError("the leaf names no server") from error
-    names = list(extension.value)
+        names = list(extension.value)
     if len(names) != 1 or not isinstance(names[0], x509.DNSName):
         raise InvalidCertificateError("the leaf must name exactly one server")
     return names[0].value
+
+
+def _extract_ca_certificate(leaf: x509.Certificate) -> bytes:
+    with _refusing_malformed("the leaf does not carry its CA certificate"):
+        extension = leaf.extensions.get_extension_for_oid(CA_EXTENSION).value
+    if not isinstance(extension, x509.UnrecognizedExtension):
+        raise InvalidCertificateError("the leaf does not carry its CA certificate")
+    return extension.value
 
 
 def verify_leaf(leaf: bytes, node_id: NodeId, now: datetime) -> bytes:
@@ -353,21 +370,17 @@ def verify_leaf(leaf: bytes, node_id: NodeId, now: datetime) -> bytes:
         raise InvalidCertificateError(
             f"the leaf speaks of {name}, not of node {short_id(node_id)}", name=name
         )
-    try:
-        extension = certificate.extensions.get_extension_for_oid(CA_EXTENSION).value
+    ca_certificate = _extract_ca_certificate(certificate)
+    with _refusing_malformed("the leaf does not parse"):
         public_key = certificate.public_key()
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise InvalidCertificateError("the leaf does not carry its CA certificate") from error
-    if not isinstance(extension, x509.UnrecognizedExtension):
-        raise InvalidCertificateError("the leaf does not carry its CA certificate")
+        _require_valid_at(certificate, now)
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(
         public_key.curve, ec.SECP256R1
     ):
         raise InvalidCertificateError("the leaf's key is not P-256")
-    verify_ca_certificate(extension.value, node_id)
-    _require_issued_by(certificate, _load_certificate(extension.value))
-    _require_valid_at(certificate, now)
-    return extension.value
+    verify_ca_certificate(ca_certificate, node_id)
+    _require_issued_by(certificate, _load_certificate(ca_certificate))
+    return ca_certificate
 
 
 def compute_fingerprint(certificate: bytes) -> str:
