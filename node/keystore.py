@@ -34,6 +34,9 @@ def generate_key(path: Path) -> Identity:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
         _write_exclusively(path, pem)
     except FileExistsError as error:
         raise ConfigurationError(
@@ -42,12 +45,15 @@ def generate_key(path: Path) -> Identity:
             path=path,
         ) from error
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot write the key file {path} ({error.strerror}): choose a path that you may "
-            "write to",
-            path=path,
-        ) from error
+        raise _cannot_write(path, error) from error
     return Identity(private_key.private_bytes_raw())
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot write the key file {path} ({error.strerror}): choose a path that you may write to",
+        path=path,
+    )
 
 
 def _write_exclusively(path: Path, data: bytes) -> None:

@@ -1,0 +1,97 @@
+"""The command `iemas-node`: one clear line for an error, and never a traceback."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from iemas.core.errors import BackendError, ConfigurationError
+from node.cli import common
+from node.cli.daemon import app
+from node.config import NodeSettings, get_flag, get_variable
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "node.cli.daemon", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_keygen_prints_the_node_id_and_refuses_to_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    first = run("keygen", str(path))
+    assert first.returncode == 0
+    assert len(bytes.fromhex(first.stdout.strip())) == 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    second = run("keygen", str(path))
+    assert second.returncode == 2
+    assert second.stdout == ""
+    assert second.stderr.startswith("error: ")
+    assert second.stderr.count("\n") == 1
+
+
+def test_status_of_nobody_is_one_line() -> None:
+    done = run("status", "ab" * 32 + "@127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot reach a node at 127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
+
+
+def test_run_with_a_wrong_key_file_names_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    path.write_text("junk")
+    path.chmod(0o600)
+    done = run("run", "--key-file", str(path), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert "iemas-node keygen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_help_documents_every_setting() -> None:
+    result = CliRunner().invoke(app, ["run", "--help"], terminal_width=200)
+    text = " ".join(result.output.split())
+    for name, field in NodeSettings.model_fields.items():
+        assert f"{get_flag(name)} " in text
+        assert get_variable(name) in text
+        assert field.description is not None
+        assert field.description.split(":")[0] in text
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ConfigurationError("set\nthis"), 2),
+        (BackendError("the backend\nis down"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        common.run_cli(fail)  # type: ignore[arg-type]
+    assert caught.value.code == exit_code
+    assert capsys.readouterr().err == (
+        f"error: {' '.join(str(error).split())}\n" if str(error) else ""
+    )
+
+
+def test_our_own_bugs_are_not_hidden() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        common.run_cli(fail)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"),
+    [(0, "0.000000"), (1, "0.000001"), (1_234_567_890, "1,234.567890"), (-1, "-0.000001")],
+)
+def test_money_is_written_exactly(micros: int, text: str) -> None:
+    assert common.format_credits(micros) == text
