@@ -1,16 +1,20 @@
 """The command `iemas-node`: one clear line for an error, and never a traceback."""
 
+import io
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from iemas.core.errors import BackendError, ConfigurationError
+from iemas.tls import parse_address
+from iemas.v1 import market_service_pb2
 from node.cli import common
-from node.cli.daemon import app
+from node.cli.daemon import _build_status_table, app
 from node.config import NodeSettings, get_flag, get_variable
 
 
@@ -95,3 +99,14 @@ def test_our_own_bugs_are_not_hidden() -> None:
 )
 def test_money_is_written_exactly(micros: int, text: str) -> None:
     assert common.format_credits(micros) == text
+
+
+def test_status_shows_what_the_node_answered() -> None:
+    answer = market_service_pb2.GetStatusResponse(
+        height=7, total_money_micros=5_000_000, refused={"StaleReportError": 2}
+    )
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(_build_status_table(parse_address("ab" * 32 + "@h:1"), answer))
+    text = console.export_text()
+    assert "5.000000 credits" in text
+    assert "StaleReportError 2" in text
