@@ -107,11 +107,16 @@ def _make_allocation(
 def _explain_unmatched(cleared: ClearedRound, index: int, n: int) -> Unmatched:
     """Say by how much the bid fell short where it came closest, if anything was feasible."""
     welfare = cleared.valuation.welfare_micros[n]
+    providers = cleared.transcript.message.providers
     feasible = welfare > 0
-    if not cleared.transcript.message.providers:
+    if not providers:
         return _make_unmatched(cleared, index, UnmatchedReason.NO_PROVIDER, 0)
     if not feasible.any():
         return _make_unmatched(cleared, index, UnmatchedReason.INFEASIBLE, 0)
+    # A provider without a slot cannot be had at any price.
+    feasible &= np.array([provider.free_slots > 0 for provider in providers])
+    if not feasible.any():
+        return _make_unmatched(cleared, index, UnmatchedReason.NO_PROVIDER, 0)
     shortfall = int(np.min((cleared.clearing.slot_prices - welfare)[feasible]))
     return _make_unmatched(cleared, index, UnmatchedReason.OUTBID, max(shortfall, 0) + 1)
 
