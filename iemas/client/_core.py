@@ -216,6 +216,11 @@ class ClientCore:
 
     # --- models and tokenizers ---------------------------------------------------------------
 
+    async def get_tokenizer(self, model: str | None) -> ChatTokenizer:
+        """Give the tokenizer of a model that is for sale. Raises: ModelNotFoundError."""
+        _, tokenizer = await self._get_offer(model)
+        return tokenizer
+
     async def _get_offer(self, model: str | None) -> tuple[_Offer, ChatTokenizer]:
         """Find who sells a model, and its tokenizer. Raises: ModelNotFoundError."""
         name = model or self._model or self.network.market.genesis.model

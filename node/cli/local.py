@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.live import Live
 from iemas.core.errors import ConfigurationError
 from node.cli.access import DEFAULT_NAME, HomeOption, JsonOption, NameOption, find_home
 from node.cli.common import console, create_app, run_async
+from node.cli.progress import show_progress
 from node.cli.views import export_market, look_at, print_json, render_market
 from node.local_market import LocalMarket, MarketHome, MarketPlan, MarketState
 from node.local_market.market import delete_home
@@ -115,8 +117,8 @@ def market_up(
     )
     plan.validate()
     if detach:
-        with console.status("starting") as status:
-            state = start_detached(folder, plan, status.update)
+        with show_progress(console, "starting") as tell:
+            state = start_detached(folder, plan, tell)
         _print_open(state, folder, name, home)
         return
     if not run_async(_run_in_foreground(folder, plan, name, home)):
@@ -188,13 +190,10 @@ async def _run_in_foreground(
     folder: MarketHome, plan: MarketPlan, name: str, home: Path | None
 ) -> bool:
     """Show a market while it runs; tell whether it was ever open."""
-    status = console.status("starting")
-
-    def progress(line: str) -> None:
-        status.update(line)
+    progress = ExitStack()
 
     async def watch(_market: LocalMarket) -> None:
-        status.stop()
+        progress.close()
         state = folder.require_state()
         _print_open(state, folder, name, home)
         console.print("[dim]Ctrl-C ends it.[/dim]")
@@ -203,8 +202,9 @@ async def _run_in_foreground(
                 live.update(render_market(state, await look_at(state)), refresh=True)
                 await asyncio.sleep(WATCH_S)
 
-    with status:
-        opened = await supervise(LocalMarket(folder), plan, progress, watch)
+    with progress:
+        tell = progress.enter_context(show_progress(console, "starting"))
+        opened = await supervise(LocalMarket(folder), plan, tell, watch)
     console.print("the market was stopped; its folder stays" if opened else "interrupted")
     return opened
 
@@ -213,8 +213,9 @@ def _print_open(state: MarketState, folder: MarketHome, name: str, home: Path | 
     which = f" --home {home}" if home else f" --name {name}" if name != DEFAULT_NAME else ""
     console.print(f"The market is open: model {state.model}, [bold]{state.label}[/bold].")
     console.print(f'  iemas chat{which} "hello"', highlight=False)
-    console.print(f"  or from anywhere: --market {state.bootstrap[0]}", highlight=False)
-    console.print(f"                    --key {folder.get_account_key(CUSTOMER)}", highlight=False)
+    console.print("or from anywhere, with", highlight=False)
+    console.print(f"  --market {state.bootstrap[0]}", highlight=False, soft_wrap=True)
+    console.print(f"  --key {folder.get_account_key(CUSTOMER)}", highlight=False, soft_wrap=True)
 
 
 @market_app.command("status")
@@ -242,8 +243,8 @@ def market_down(
     """Stop a local market, however it was started."""
     folder = find_home(name, home)
     if not delete or folder.is_held():
-        with console.status("stopping") as status:
-            count = stop_market(folder, status.update)
+        with show_progress(console, "stopping") as tell:
+            count = stop_market(folder, tell)
         console.print(f"stopped {count} processes")
     if delete:
         delete_home(folder)

@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from iemas.client import BidOptions
@@ -25,6 +26,7 @@ from node.cli.common import console, create_app, format_credits, run_async, run_
 from node.cli.conversation import ChatSettings, chat_on, chat_once, require_prompt
 from node.cli.history import History, check_market
 from node.cli.local import market_app
+from node.cli.progress import show_progress
 from node.cli.views import (
     export_findings,
     fetch_nodes,
@@ -49,6 +51,7 @@ Examples:
   iemas market down
 """
 
+_notes = Console(stderr=True)
 app = create_app("Buy and sell LLM inference in a market that nobody owns." + EXAMPLES)
 app.add_typer(market_app, name="market")
 
@@ -190,8 +193,8 @@ def verify(
     async def run() -> History:
         async with access.connect() as client:
             addresses = [parse_address(node.address) for node in await client.nodes()]
-        with console.status("fetching the ledger") as status:
-            return await check_market(addresses, expected, status.update)
+        with show_progress(_notes, "fetching the ledger") as tell:
+            return await check_market(addresses, expected, tell)
 
     history = run_async(run())
     if as_json:

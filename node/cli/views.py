@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -71,10 +72,11 @@ def render_market(state: MarketState, views: Sequence[ProcessView]) -> Renderabl
         (state.label, "yellow" if "tests only" in state.label else ""),
         f" · up {minutes}:{seconds:02d}",
     )  # fmt: skip
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for heading in ("process", "pid", "state", "term", "height", "state root", "rounds", "tasks"):
-        table.add_column(heading, justify="left" if heading in ("process", "state") else "right")
-    table.add_column("where")
+        left = heading in ("process", "state")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    table.add_column("where", overflow="fold")
     for view in views:
         table.add_row(*_describe_process(view))
     return Group(title, table)
@@ -82,7 +84,7 @@ def render_market(state: MarketState, views: Sequence[ProcessView]) -> Renderabl
 
 def _describe_process(view: ProcessView) -> list[str]:
     record, status = view.record, view.status
-    where = record.address.partition("@")[2] or record.url
+    where = record.address.partition("@")[2] or record.url.partition("//")[2]
     pid = str(record.pid) if record.pid else "-"
     if status is None:
         silent = "not answering" if record.address else "up"
@@ -132,7 +134,7 @@ def export_market(state: MarketState, views: Sequence[ProcessView]) -> dict[str,
 
 def render_findings(findings: Findings, names: dict[str, str]) -> RenderableType:
     """Draw what checking a market's history showed."""
-    facts = Table(title=f"chain {findings.chain_id}", show_header=False)
+    facts = Table(title=f"chain {findings.chain_id}", box=SIMPLE_HEAD, show_header=False)
     money = (
         f"{format_credits(findings.money_micros)} credits, "
         f"{format_credits(findings.supply_micros)} issued by genesis"
@@ -152,7 +154,7 @@ def render_findings(findings: Findings, names: dict[str, str]) -> RenderableType
         ("bids, allocations", f"{findings.bids}, {findings.allocations}"),
     ):
         facts.add_row(name, value)
-    nodes = Table()
+    nodes = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("node", "height", "state root", "rounds verified", "refused"):
         nodes.add_column(heading, justify="right" if heading != "node" else "left")
     for verdict in findings.nodes:
@@ -205,7 +207,7 @@ def render_round(history: History, term: int, number: int, names: dict[str, str]
         f"round {term}:{number}, cleared by {_name(transcript.auctioneer, names)}, "
         f"witness {_name(transcript.witness, names)}"
     )
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD)
     for heading in ("task", "account", "prompt", "matched blocks", "winner", "cost", "price"):
         table.add_column(heading, justify="right")
     position = {task: n for n, task in enumerate(cleared.tasks)}
@@ -259,7 +261,7 @@ async def fetch_nodes(client: AsyncClient, names: dict[str, str]) -> list[dict[s
 
 def render_nodes(nodes: Sequence[dict[str, Any]]) -> RenderableType:
     """Draw the market's nodes."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("node", "model", "busy", "cached blocks", "digest", "hardware", "where"):
         table.add_column(heading)
     for node in nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iemas.client._core import ClientCore
+from iemas.client._tokenizer import ChatTokenizer
 from iemas.client._types import Model
 from iemas.core.report import CapabilityReport
 
@@ -38,6 +39,20 @@ class AsyncModels:
             if reports:
                 models.append(_describe(name, reports))
         return tuple(models)
+
+    async def get_tokenizer(self, model: str | None = None) -> ChatTokenizer:
+        """Give a model's own tokenizer, fetched once and checked by its hash.
+
+        With it a prompt's tokens are counted, or cut, before anything is bid.
+        Raises: ModelNotFoundError, APIConnectionError.
+
+        Example:
+            >>> async def count(client, text):
+            ...     return len((await client.models.get_tokenizer()).encode(text))
+
+        """
+        await self._core.open()
+        return await self._core.get_tokenizer(model)
 
 
 def _describe(name: str, reports: list[CapabilityReport]) -> Model:
