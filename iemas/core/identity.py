@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -19,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from iemas.core.encoding import compute_hash
 from iemas.core.types import ID_BYTES, NodeId
 
+REMEMBERED_BYTES = 1024
+
 
 def compute_node_id(public_key: bytes) -> NodeId:
     """Name the holder of an Ed25519 public key (32 raw bytes)."""
@@ -26,7 +29,17 @@ def compute_node_id(public_key: bytes) -> NodeId:
 
 
 def verify_signature(public_key: bytes, signature: bytes, message: bytes) -> bool:
-    """Tell whether an Ed25519 signature holds; malformed keys and signatures do not."""
+    """Tell whether an Ed25519 signature holds; malformed keys and signatures do not.
+
+    Verdicts on short messages are remembered: a node's report comes by gossip and again in every
+    transcript that uses it.
+    """
+    if len(message) <= REMEMBERED_BYTES:
+        return _verify_remembered(public_key, signature, message)
+    return _verify(public_key, signature, message)
+
+
+def _verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     if len(public_key) != ID_BYTES:
         return False
     try:
@@ -34,6 +47,9 @@ def verify_signature(public_key: bytes, signature: bytes, message: bytes) -> boo
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+_verify_remembered = lru_cache(maxsize=8192)(_verify)
 
 
 @dataclass(frozen=True)
