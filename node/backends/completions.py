@@ -160,10 +160,11 @@ def parse_finish(event: Mapping[str, Any]) -> FinishReason:
 def get_choice(event: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give the only choice of an event; empty for the one with the usage.
 
-    Raises: BackendError if the event reports an error, BackendProtocolError if it has no choices.
+    Raises: BackendRequestError or BackendError if the event reports an error,
+    BackendProtocolError if it has no choices.
     """
     if "error" in event:
-        raise BackendError("the inference server reports an error in the middle of the task")
+        raise _make_stream_error(event["error"])
     choices = event.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise BackendProtocolError("a completion event has no choices")
@@ -197,6 +198,14 @@ def _make_refusal(status: int, path: str) -> BackendRequestError:
     return BackendRequestError(
         f"the inference server refused {path} with HTTP status {status}", status=status
     )
+
+
+def _make_stream_error(error: object) -> BackendError:
+    """Name an error that came within the stream: vLLM checks some things only after it began."""
+    status = error.get("code") if isinstance(error, dict) else None
+    if isinstance(status, int) and 400 <= status < 500:
+        return _make_refusal(status, "/v1/completions")
+    return BackendError("the inference server reports an error in the middle of the task")
 
 
 def _decode(data: str | bytes) -> dict[str, Any]:

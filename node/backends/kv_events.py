@@ -211,6 +211,8 @@ class KvEventFollower:
             asyncio.create_task(self._watch_connection(monitor)),
             asyncio.create_task(self._follow(subscriber)),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._on_ended)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
@@ -229,6 +231,13 @@ class KvEventFollower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._context.destroy(linger=0)
+
+    def _on_ended(self, task: asyncio.Task[None]) -> None:
+        """Claim nothing once nobody follows: both tasks run until they are cancelled."""
+        if not task.cancelled():
+            self._book.forget()
+            self._tell()
+            self._set_state(FollowerState.UNUSABLE, f"following ended: {task.exception()!r}")
 
     async def _watch_connection(self, monitor: zmq.asyncio.Socket) -> None:
         """Note when the server comes and goes."""

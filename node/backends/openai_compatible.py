@@ -113,7 +113,12 @@ class OpenAICompatibleBackend:
                 "an OpenAI-compatible server publishes no KV events; use vLLM, or run the node "
                 "without --require-kv-events"
             )
-        model = choose_model(await self._api.get_models(), self._wanted_model, self._api.url)
+        try:
+            models = await self._api.get_models()
+            model = choose_model(models, self._wanted_model, self._api.url)
+        except BaseException:
+            await self.close()
+            raise
         _log.warning(
             "cache_digest_estimated", problem="an OpenAI-compatible server has no KV events"
         )

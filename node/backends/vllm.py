@@ -115,31 +115,12 @@ class VllmBackend:
 
         Raises: BackendUnreachableError, ModelMismatchError, KvEventsError.
         """
-        if not await self._api.is_healthy():
-            raise BackendUnreachableError(
-                f"no healthy vLLM answers at {self._api.url}/health; start it (it takes a while to "
-                "load), or correct the backend's URL",
-                url=self._api.url,
-            )
-        model = choose_model(await self._api.get_models(), self._wanted_model, self._api.url)
-        cache = await self._get_cache_config()
-        block_size = int(cache.get("block_size") or DEFAULT_BLOCK_SIZE)
-        exact = await self._start_following(cache, block_size)
-        root = Path(str(model.get("root") or ""))
-        simulated = model.get("owned_by") == "simulated"
-        self._info = BackendInfo(
-            kind="simulated" if simulated else "vllm",
-            model=str(model["id"]),
-            revision=await asyncio.to_thread(_compute_revision, root),
-            context_tokens=_get_context_tokens(model),
-            block_size=block_size,
-            hash_algorithm=HashAlgorithm.SHA256_CBOR,
-            kv_events=exact,
-            hardware="simulated" if simulated else self._hardware,
-            slots=self._slots,
-            tokenizer_path=self._tokenizer_path or await asyncio.to_thread(_find_tokenizer, root),
-        )
-        if simulated:
+        try:
+            self._info = await self._find_out()
+        except BaseException:
+            await self.close()
+            raise
+        if self._info.kind == "simulated":
             _log.warning("simulated_backend", url=self._api.url, hint="for tests only")
         return self._info
 
@@ -152,6 +133,32 @@ class VllmBackend:
         if self._follower is not None:
             await self._follower.close()
         await self._api.close()
+
+    async def _find_out(self) -> BackendInfo:
+        if not await self._api.is_healthy():
+            raise BackendUnreachableError(
+                f"no healthy vLLM answers at {self._api.url}/health; start it (it takes a while to "
+                "load), or correct the backend's URL",
+                url=self._api.url,
+            )
+        model = choose_model(await self._api.get_models(), self._wanted_model, self._api.url)
+        cache = await self._get_cache_config()
+        block_size = int(cache.get("block_size") or DEFAULT_BLOCK_SIZE)
+        exact = await self._start_following(cache, block_size)
+        root = Path(str(model.get("root") or ""))
+        simulated = model.get("owned_by") == "simulated"
+        return BackendInfo(
+            kind="simulated" if simulated else "vllm",
+            model=str(model["id"]),
+            revision=await asyncio.to_thread(_compute_revision, root),
+            context_tokens=_get_context_tokens(model),
+            block_size=block_size,
+            hash_algorithm=HashAlgorithm.SHA256_CBOR,
+            kv_events=exact,
+            hardware="simulated" if simulated else self._hardware,
+            slots=self._slots,
+            tokenizer_path=self._tokenizer_path or await asyncio.to_thread(_find_tokenizer, root),
+        )
 
     # --- serving --------------------------------------------------------------------------------
 
@@ -280,7 +287,11 @@ def _check_usage(
         output_tokens=int(usage.get("completion_tokens", -1)),
         finish=finish,
     )
-    if read.prompt_tokens != len(payload.token_ids) or read.output_tokens != output_tokens:
+    if (
+        read.prompt_tokens != len(payload.token_ids)
+        or read.output_tokens != output_tokens
+        or not 0 <= read.cached_tokens <= read.prompt_tokens
+    ):
         raise BackendProtocolError(
             "the server's usage is not what was sent and received",
             usage=read,

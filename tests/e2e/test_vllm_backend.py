@@ -26,7 +26,7 @@ from node.vllm_cpu import (
     get_default_cache_dir,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 STORY = "The sea is wide and blue and deep, and the ship was small. " * 20
@@ -38,7 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     python = ensure_vllm(cache, torch_index=os.environ.get("IEMAS_TORCH_INDEX"), progress=print)
     model = ensure_model(cache, python=python, progress=print)
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    with VllmServer(VllmServerConfig(python=python, model=model, log_path=log)) as started:
+    # The smallest cache that holds one full context, so that eviction comes soon.
+    config = VllmServerConfig(python=python, model=model, log_path=log, kv_blocks=260)
+    with VllmServer(config) as started:
         started.wait_ready(print)
         yield started
 
@@ -199,8 +201,8 @@ async def test_eviction_keeps_the_digest_within_the_cache(
     server: VllmServer, backend: VllmBackend
 ) -> None:
     blocks = server.config.kv_blocks
-    for i in range(4):
-        prompt = tuple(1000 + (i * 7919 + j * 104_729) % 40_000 for j in range(7000))
+    for i in range(3):
+        prompt = tuple(1000 + (i * 7919 + j * 104_729) % 40_000 for j in range(3500))
         await run(backend, make_payload(prompt, "evict", max_tokens=1))
         await wait_resident(backend, compute_chain(prompt, "evict"))
         assert len(backend.cache_snapshot()) // 8 <= blocks
