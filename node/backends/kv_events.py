@@ -237,7 +237,7 @@ class KvEventFollower:
         if not task.cancelled():
             self._book.forget()
             self._tell()
-            self._set_state(FollowerState.UNUSABLE, f"following ended: {task.exception()!r}")
+            self._set_state(FollowerState.UNUSABLE, f"following ended: {type(task.exception()).__name__}")
 
     async def _watch_connection(self, monitor: zmq.asyncio.Socket) -> None:
         """Note when the server comes and goes."""
