@@ -237,7 +237,8 @@ class KvEventFollower:
         if not task.cancelled():
             self._book.forget()
             self._tell()
-            self._set_state(FollowerState.UNUSABLE, f"following ended: {type(task.exception()).__name__}")
+            kind = type(task.exception()).__name__
+            self._set_state(FollowerState.UNUSABLE, f"following ended: {kind}")
 
     async def _watch_connection(self, monitor: zmq.asyncio.Socket) -> None:
         """Note when the server comes and goes."""
