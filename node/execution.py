@@ -17,11 +17,12 @@ from iemas.core.execution import (
     ReceiptCountersigned,
     ReceiptNotice,
     TaskStart,
+    compute_first_window_micros,
     extend_output_hash,
 )
 from iemas.core.params import MarketParams
 from iemas.core.settlement import MeteredUsage, compute_amount_micros
-from iemas.core.types import PPM, FinishReason
+from iemas.core.types import FinishReason
 
 ExecutionFrame = OutputChunk | Signed[Receipt]
 
@@ -66,7 +67,9 @@ class Execution:
         self._receipted_tokens = 0
         self._finish = FinishReason.UNSPECIFIED
         self._issued: dict[int, Signed[Receipt]] = {}  # not yet acknowledged, by sequence
-        self.first_window_micros = compute_first_window_micros(start, params)
+        self.first_window_micros = compute_first_window_micros(
+            self.allocation, params.window_tokens
+        )
         self._acknowledged_micros = self.first_window_micros
 
     # --- reads -------------------------------------------------------------------------------
@@ -233,16 +236,3 @@ class Execution:
         )
         self._issued[self._sequence] = receipt
         return receipt
-
-
-def compute_first_window_micros(start: TaskStart, params: MarketParams) -> int:
-    """Compute what receipt 0 owes: the prompt and the first window, all on time."""
-    allocation = start.allocation.message
-    first_window = min(params.window_tokens, allocation.max_tokens)
-    usage = MeteredUsage(
-        uncached_tokens=allocation.prompt_tokens - allocation.cached_tokens,
-        cached_tokens=allocation.cached_tokens,
-        prompt_late_ppm=PPM,
-        output_late_ppm_tokens=first_window * PPM,
-    )
-    return compute_amount_micros(allocation.rates, usage)

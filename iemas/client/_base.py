@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from iemas.client._bidding import ENTROPY_BYTES, PendingBid, TermInfo, make_bid_submission
 from iemas.client._channel import Channel
-from iemas.client._metering import TaskMeter, compute_first_amount_micros
+from iemas.client._metering import TaskMeter
 from iemas.client._splicing import Turn, TurnMemory, splice_prompt
 from iemas.core.types import ChannelId, HubId
 
@@ -28,7 +28,6 @@ __all__ = [
     "TermInfo",
     "Turn",
     "TurnMemory",
-    "compute_first_amount_micros",
     "make_bid_submission",
     "splice_prompt",
 ]

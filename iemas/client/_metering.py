@@ -25,25 +25,12 @@ from iemas.core.execution import (
     TaskPayload,
     TaskRequest,
     TaskStart,
+    compute_first_window_micros,
     compute_prompt_hash,
     extend_output_hash,
 )
 from iemas.core.settlement import MeteredUsage, compute_amount_micros
 from iemas.core.types import PPM, FinishReason
-
-
-def compute_first_amount_micros(allocation: Allocation, window_tokens: int) -> int:
-    """Compute what receipt 0 owes: the prompt and the first window of output, all on time."""
-    window = min(window_tokens, allocation.max_tokens)
-    return compute_amount_micros(
-        allocation.rates,
-        MeteredUsage(
-            uncached_tokens=allocation.prompt_tokens - allocation.cached_tokens,
-            cached_tokens=allocation.cached_tokens,
-            prompt_late_ppm=PPM,
-            output_late_ppm_tokens=window * PPM,
-        ),
-    )
 
 
 class TaskMeter:
@@ -111,7 +98,7 @@ class TaskMeter:
             max_tokens=terms.max_tokens,
             requested_at_ms=now_ms,
         )
-        amount_micros = compute_first_amount_micros(terms, self._window_tokens)
+        amount_micros = compute_first_window_micros(terms, self._window_tokens)
         total = self._channel.open_task(self.allocation, amount_micros)
         signed = self._channel.signer.sign(request)
         self._output_hash = signed.hash
