@@ -84,23 +84,24 @@ class SimulatedBackends:
         for number in range(1, self._plan.nodes + 1):
             log = self._folder / f"backend-{number}.log"
             log.unlink(missing_ok=True)
-            self._processes.append(self._launch(number, log))
+            self._processes.append(self._launch(number, log, self._sockets / str(number)))
             logs.append(log)
         return [await self._wait_ready(number, log) for number, log in enumerate(logs, start=1)]
 
-    def _launch(self, number: int, log: Path) -> GuardedProcess:
-        sockets = self._sockets
+    def _launch(self, number: int, log: Path, sockets: Path) -> GuardedProcess:
+        # A folder a server: its guard removes the folder with the server.
+        sockets.mkdir()
         # fmt: off
         command = [
             sys.executable, "-m", "node.backends.simulated",
             "--model", self._plan.model or "simulated",
             "--tokenizer-dir", str(self._folder / "tokenizer"),
-            "--kv-events", f"ipc://{sockets}/kv-{number}",
-            "--kv-replay", f"ipc://{sockets}/replay-{number}",
+            "--kv-events", f"ipc://{sockets}/kv",
+            "--kv-replay", f"ipc://{sockets}/replay",
             *self._plan.simulated_arguments,
         ]
         # fmt: on
-        return GuardedProcess(command, log_path=log, remove=(sockets,) if sockets else ())
+        return GuardedProcess(command, log_path=log, remove=(sockets,))
 
     async def _wait_ready(self, number: int, log: Path) -> StartedBackend:
         process = self._processes[number - 1]
