@@ -1,0 +1,244 @@
+"""Random transactions, valid and invalid, on two replicas: what must hold after every block.
+
+Source: docs/spec/ledger.md §6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from iemas.core.auction import Ask
+from iemas.core.envelope import Signed
+from iemas.core.errors import InvalidTranscriptError
+from iemas.core.params import MarketParams
+from iemas.core.types import ChannelId, HubId, Prices
+from iemas.ledger.application import LedgerApplication
+from iemas.ledger.snapshot import decode_state, encode_state
+from iemas.ledger.state import LedgerState
+from iemas.ledger.transaction import (
+    AbsenceVote,
+    AccountHold,
+    FundEscrow,
+    PostAsk,
+    ResultCode,
+    ReturnToDuty,
+    RoundRoots,
+    Settle,
+    Transaction,
+    TransactionBody,
+    TranscriptEvidence,
+    TransferFunds,
+    WithdrawEscrow,
+)
+from iemas.testing.chain import LedgerChain, make_genesis
+
+VALIDATORS = ("node-1", "node-2", "node-3")
+PEOPLE = (*VALIDATORS, "alice", "bob", "carol")
+PARAMS = MarketParams(settle_terms=2, bid_fee_micros=3)
+
+names = st.sampled_from(PEOPLE)
+validators = st.sampled_from(VALIDATORS)
+hubs = st.sampled_from((HubId("model"), HubId("model"), HubId("model"), HubId("nowhere")))
+amounts = st.one_of(st.integers(1, 200), st.integers(200, 1_100), st.just(2**53))
+terms_back = st.integers(-1, 4)
+channels = st.sampled_from((ChannelId(1), ChannelId(2)))
+
+
+def judge(transcript: Signed[Any], state: LedgerState) -> None:
+    """Find every other transcript wrong."""
+    if transcript.message.term % 2:
+        raise InvalidTranscriptError("wrong")
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two replicas that apply the same blocks."""
+
+    @initialize()
+    def start(self) -> None:
+        genesis = make_genesis(available_micros=1_000, escrow_micros=1_000, params=PARAMS)
+        self.chain = LedgerChain(genesis, verify_transcript=judge)
+        self.twin = LedgerApplication(genesis, self.chain.chain_id, verify_transcript=judge)
+        self.waiting: list[Signed[Transaction]] = []
+        self.supply = self.chain.state.get_total_money()
+
+    def add(self, name: str, body: TransactionBody) -> None:
+        self.waiting.append(self.chain.make_transaction(name, body))
+
+    def find_term(self, back: int) -> int:
+        return max(0, self.chain.state.get_term(self.chain.hub).number - back)
+
+    def find_auctioneer(self, term: int) -> str:
+        found = self.chain.state.get_term_by_number(self.chain.hub, term)
+        return self.chain.get_name(found.auctioneer) if found else "node-1"
+
+    # --- transactions ----------------------------------------------------------------------------
+
+    @rule(sender=names, receiver=names, amount=amounts)
+    def transfer(self, sender: str, receiver: str, amount: int) -> None:
+        self.add(sender, TransferFunds(self.chain.get_id(receiver), amount))
+
+    @rule(sender=names, hub=hubs, amount=amounts)
+    def fund(self, sender: str, hub: HubId, amount: int) -> None:
+        self.add(sender, FundEscrow(hub, amount))
+
+    @rule(sender=names, hub=hubs, amount=amounts)
+    def withdraw(self, sender: str, hub: HubId, amount: int) -> None:
+        self.add(sender, WithdrawEscrow(hub, amount))
+
+    @rule(sender=names, hub=hubs, price=st.integers(1, 5))
+    def ask(self, sender: str, hub: HubId, price: int) -> None:
+        self.add(sender, PostAsk(Ask(hub, Prices(price, 1, price))))
+
+    @rule(
+        account=names,
+        provider=names,
+        back=terms_back,
+        totals=st.lists(
+            st.tuples(channels, amounts, st.integers(1, 4), st.booleans()), min_size=1, max_size=3
+        ),
+        forged=st.booleans(),
+    )
+    def settle(
+        self,
+        account: str,
+        provider: str,
+        back: int,
+        totals: list[tuple[ChannelId, int, int, bool]],
+        forged: bool,
+    ) -> None:
+        term = self.find_term(back)
+        entries = [
+            self.chain.make_entry(
+                account,
+                provider,
+                term,
+                total,
+                sequence=sequence,
+                channel=channel,
+                reserved_micros=total if covered else total // 2,
+                auctioneer=self.find_auctioneer(term),
+                signed_by="bob" if forged else account,
+            )
+            for channel, total, sequence, covered in totals
+        ]
+        self.add(provider, Settle(tuple(entries)))
+
+    @rule(
+        back=terms_back,
+        holds=st.dictionaries(names, st.integers(0, 500)),
+        bids=st.lists(st.tuples(names, st.integers(1, 300)), max_size=3),
+    )
+    def close_books(self, back: int, holds: dict[str, int], bids: list[tuple[str, int]]) -> None:
+        term = self.find_term(back)
+        signed = tuple(
+            self.chain.sign(name, self.chain.make_sealed_bid(name, term, nonce=nonce))
+            for name, nonce in bids
+        )
+        listed = tuple(AccountHold(self.chain.get_id(n), m) for n, m in holds.items())
+        body = RoundRoots(self.chain.hub, term, (), listed, signed)
+        self.add(self.find_auctioneer(term), body)
+
+    @rule(voter=names, accused=validators, back=st.integers(0, 1))
+    def vote(self, voter: str, accused: str, back: int) -> None:
+        term = self.find_term(back)
+        self.add(voter, AbsenceVote(self.chain.hub, term, self.chain.get_node(accused)))
+
+    @rule(sender=names)
+    def come_back(self, sender: str) -> None:
+        self.add(sender, ReturnToDuty(self.chain.hub))
+
+    @rule(sender=names, back=terms_back)
+    def accuse(self, sender: str, back: int) -> None:
+        term = self.find_term(back)
+        transcript: Any = self.chain.sign(
+            self.find_auctioneer(term), self.chain.make_transcript(term)
+        )
+        self.add(sender, TranscriptEvidence(transcript))
+
+    @rule(sender=names, thief=names)
+    def steal(self, sender: str, thief: str) -> None:
+        body = TransferFunds(self.chain.get_id(thief), 1)
+        nonce = self.chain.state.get_nonce(self.chain.get_id(sender)) + 1
+        transaction = Transaction(self.chain.get_id(sender), nonce, body)
+        self.waiting.append(self.chain.sign(thief, transaction))
+
+    @rule()
+    def repeat(self) -> None:
+        self.waiting += self.waiting[-2:]
+
+    # --- blocks ----------------------------------------------------------------------------------
+
+    @rule(after_ms=st.sampled_from((1, 50, PARAMS.term_ms)))
+    def make_block(self, after_ms: int) -> None:
+        before = self.chain.state
+        transactions, self.waiting = self.waiting, []
+        finalized = self.chain.apply(transactions, after_ms=after_ms)
+        twin = self.twin.finalize_block(self.chain.blocks[-1])
+        self.twin.commit()
+        assert twin == finalized
+        assert len(finalized.results) == len(transactions)
+        self.check_refusals_move_nothing(before, finalized)
+
+    def check_refusals_move_nothing(self, before: LedgerState, finalized: Any) -> None:
+        if all(result.code is not ResultCode.OK for result in finalized.results):
+            assert finalized.transfers == ()
+            for name in PEOPLE:
+                account = self.chain.get_id(name)
+                assert self.chain.state.get_balance(account) == before.get_balance(account)
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    @invariant()
+    def money_is_conserved(self) -> None:
+        assert self.chain.state.get_total_money() == self.supply
+
+    @invariant()
+    def nothing_is_negative(self) -> None:
+        for record in self.chain.state.accounts.values():
+            assert all(balance.micros > 0 for balance in record.balances)
+
+    @invariant()
+    def replicas_agree(self) -> None:
+        assert self.twin.state.compute_root() == self.chain.state.compute_root()
+
+    @invariant()
+    def escrow_covers_open_terms(self) -> None:
+        for name in PEOPLE:
+            assert self.chain.state.get_free_escrow(self.chain.hub, self.chain.get_id(name)) >= 0
+
+    @invariant()
+    def settled_totals_stay_within_the_allowance(self) -> None:
+        state = self.chain.state
+        paid: dict[tuple[int, bytes], int] = {}
+        for key, total in state.totals.items():
+            place = (key.term, key.account)
+            paid[place] = paid.get(place, 0) + total.total_micros
+        for (term, account), micros in paid.items():
+            assert micros <= state.get_allowance(self.chain.hub, account, term)  # type: ignore[arg-type]
+
+    @invariant()
+    def the_hub_has_an_auctioneer(self) -> None:
+        state = self.chain.state
+        term = state.get_term(self.chain.hub)
+        assert state.is_live(self.chain.hub, term.auctioneer)
+        assert term.witness != term.auctioneer
+        assert term.witness is None or state.is_live(self.chain.hub, term.witness)
+
+    @invariant()
+    def a_snapshot_has_the_same_root(self) -> None:
+        state = self.chain.state
+        decoded = decode_state(self.chain.genesis, encode_state(state))
+        assert decoded.compute_root() == state.compute_root()
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
