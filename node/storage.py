@@ -3,7 +3,9 @@
 Records (blocks, transcripts, countersigned bids, unsettled totals, …) are kept as the bytes that
 travelled, so signatures stay checkable. Beside them stand the ledger's double entry as plain
 tables, `accounts` and `transfers`, for anyone with `sqlite3` to query. Every write is one
-transaction and on disk when it returns (WAL, synchronous=FULL). Source: docs/spec/application.md §3.
+transaction and on disk when it returns (WAL, synchronous=FULL).
+
+Source: docs/spec/application.md §3.
 """
 
 from __future__ import annotations
