@@ -139,7 +139,11 @@ class NodeSettings(BaseSettings):
     """Everything that a node is told. Read it with `load_settings`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        env_ignore_empty=True,  # a compose file can only empty a variable, not leave it out
     )
 
     key_file: Annotated[
