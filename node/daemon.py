@@ -41,9 +41,10 @@ from iemas.v1.market_service_pb2_grpc import add_MarketServiceServicer_to_server
 from node.backends.base import Backend, BackendInfo
 from node.backends.open import load_tokenizer_files, open_backend
 from node.bootstrap import fetch_genesis, keep_joined
+from node.cache_watch import CacheWatch
 from node.clock import get_now_ms
 from node.config import NodeSettings
-from node.core import BackendHealth, CacheChanged, NodeCore, ReceivePeerMessage, TimePassed
+from node.core import BackendHealth, NodeCore, ReceivePeerMessage, TimePassed
 from node.driver import Driver
 from node.keystore import load_key
 from node.logs import configure_logs
@@ -55,7 +56,6 @@ from node.storage import Storage
 from node.transport import NodeCertificates, PeerTransport, PublicListener, advertise
 
 _log = structlog.get_logger(__name__)
-CACHE_SETTLE_S = 0.02
 HEALTH_INTERVAL_S = 2.0
 READY_FILE = "ready.json"
 SOFTWARE = f"iemas {version('iemas')}"
@@ -96,8 +96,10 @@ async def run_node(settings: NodeSettings) -> None:
         _restore(core, parts.storage)
         driver = Driver(core, parts.storage)
         stack.callback(driver.stop)
-        await _listen(parts, driver, stack)
-        await _run(parts, driver, stack)
+        backend = parts.selling.backend
+        watch = CacheWatch(driver, backend) if backend is not None else None
+        await _listen(parts, driver, watch, stack)
+        await _run(parts, driver, watch, stack)
 
 
 async def _open_parts(settings: NodeSettings, stack: AsyncExitStack) -> _Parts:
@@ -234,7 +236,9 @@ def _restore(core: NodeCore, storage: Storage) -> None:
     )
 
 
-async def _listen(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
+async def _listen(
+    parts: _Parts, driver: Driver, watch: CacheWatch | None, stack: AsyncExitStack
+) -> None:
     """Open both listeners, then tell the core where it can be reached."""
     settings, certificates, selling = parts.settings, parts.certificates, parts.selling
     core = driver.core
@@ -252,8 +256,8 @@ async def _listen(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
         lambda server: add_MarketServiceServicer_to_server(market, server),
         lambda server: add_AuctionServiceServicer_to_server(auction, server),
     ]
-    if selling.backend is not None:
-        execution = ExecutionServicer(driver, selling.backend)
+    if selling.backend is not None and watch is not None:
+        execution = ExecutionServicer(driver, selling.backend, watch)
         servicers.append(lambda server: add_ExecutionServiceServicer_to_server(execution, server))
     public = PublicListener(
         certificates, servicers, refused=core.refused, on_internal_error=driver.fail
@@ -270,7 +274,9 @@ async def _listen(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
     await public.set_serving(True)
 
 
-async def _run(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
+async def _run(
+    parts: _Parts, driver: Driver, watch: CacheWatch | None, stack: AsyncExitStack
+) -> None:
     """Run the node's background tasks until a signal or a fatal error."""
     settings, backend = parts.settings, parts.selling.backend
     core = driver.core
@@ -290,8 +296,9 @@ async def _run(parts: _Parts, driver: Driver, stack: AsyncExitStack) -> None:
     _log.info("node_ready", address=address, chain=core.chain_id)
     bootstrap = [parse_address(text) for text in settings.bootstrap]
     tasks = [asyncio.create_task(keep_joined(driver, bootstrap))]
+    if watch is not None:
+        tasks.append(asyncio.create_task(watch.run()))
     if backend is not None:
-        tasks.append(asyncio.create_task(_watch_cache(driver, backend)))
         tasks.append(asyncio.create_task(_watch_health(driver, backend)))
     waiter = asyncio.create_task(_wait(stop))
     ends: list[asyncio.Future[None]] = [waiter, driver.fatal, *tasks]
@@ -316,15 +323,6 @@ def _write_ready_file(path: Path, address: str) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps({"address": address, "pid": os.getpid()}))
     partial.rename(path)
-
-
-async def _watch_cache(driver: Driver, backend: Backend) -> None:
-    """Report the backend's prefix blocks whenever they change, a few changes at a time."""
-    version = -1
-    while True:
-        version = await backend.wait_cache_change(version)
-        driver.step(CacheChanged(backend.cache_snapshot(), estimated=backend.estimated))
-        await asyncio.sleep(CACHE_SETTLE_S)
 
 
 async def _watch_health(driver: Driver, backend: Backend) -> None:

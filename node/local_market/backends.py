@@ -84,11 +84,11 @@ class SimulatedBackends:
         for number in range(1, self._plan.nodes + 1):
             log = self._folder / f"backend-{number}.log"
             log.unlink(missing_ok=True)
-            self._processes.append(self._launch(number, log, self._sockets / str(number)))
+            self._processes.append(self._launch(log, self._sockets / str(number)))
             logs.append(log)
         return [await self._wait_ready(number, log) for number, log in enumerate(logs, start=1)]
 
-    def _launch(self, number: int, log: Path, sockets: Path) -> GuardedProcess:
+    def _launch(self, log: Path, sockets: Path) -> GuardedProcess:
         # A folder a server: its guard removes the folder with the server.
         sockets.mkdir()
         # fmt: off

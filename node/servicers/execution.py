@@ -15,6 +15,7 @@ from iemas.core.execution import OutputChunk, ReceiptCountersigned, TaskStart
 from iemas.core.types import FinishReason, short_id
 from iemas.v1 import execution_service_pb2, execution_service_pb2_grpc
 from node.backends.base import Backend, BackendUsage
+from node.cache_watch import CacheWatch
 from node.clock import get_now_ms
 from node.driver import Driver
 from node.execution import Execution, ExecutionFrame
@@ -31,9 +32,10 @@ Response = execution_service_pb2.ExecuteResponse
 class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
     """`ExecutionService` on the public listener of a provider."""
 
-    def __init__(self, driver: Driver, backend: Backend) -> None:
+    def __init__(self, driver: Driver, backend: Backend, watch: CacheWatch) -> None:
         self._driver = driver
         self._backend = backend
+        self._watch = watch
 
     async def Execute(
         self, request_iterator: AsyncIterator[Request], context: Any
@@ -77,6 +79,7 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
                 "task_failed", task=short_id(execution.start.allocation.hash), error=str(error)
             )
             reason = FinishReason.FAILED
+        self._watch.flush()
         for frame in execution.finish(reason, cached_tokens=cached_tokens):
             yield frame
         await call.wait_done()
