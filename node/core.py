@@ -69,6 +69,7 @@ from node.rounds import Rounds
 TICK_MS = 250
 JOIN_GRACE_MS = 5_000
 RESUBMIT_MS = 2_000
+REPEAT_LANDED_MS = 5_000
 MAX_RESULTS = 10_000
 
 
@@ -131,6 +132,7 @@ _ADMISSION_ERRORS: dict[ResultCode, type[InvalidInputError]] = {
 class _Duty:
     """A transaction of this node's own that is on its way."""
 
+    body: TransactionBody
     nonce: int
     sent_at_ms: int
 
@@ -362,54 +364,61 @@ class NodeCore:
         return ready
 
     def _do_duties(self, now_ms: int) -> Ready:
-        """Submit what this node owes the ledger: ask, settlements, books, votes."""
-        state, hub = self.state, self.genesis.hub
+        """Submit what this node owes the ledger: ask, settlements, books, evidence, votes."""
+        due = self._list_duties(now_ms)
+        self._duties = {name: duty for name, duty in self._duties.items() if name in due}
         ready = Ready()
-        if self._ask is not None and state.get_ask(hub, self.node_id) != self._ask:
-            body = PostAsk(Ask(hub, self._ask))
-            ready += self._submit_duty("ask", body, now_ms)
-        ready += self._submit_duty("settle", self.provider.collect_settlement(), now_ms)
-        if "books" not in self._duties:
-            ready += self._submit_duty("books", self.rounds.take_finished_term(), now_ms)
-        if "evidence" not in self._duties:
-            ready += self._submit_duty("evidence", self.rounds.take_evidence(), now_ms)
-        if state.is_validator(self.node_id):
-            ready += self._vote(now_ms)
+        for name, body in due.items():
+            ready += self._submit(name, body, now_ms)
         return ready
 
-    def _vote(self, now_ms: int) -> Ready:
-        """Vote absent whoever does not answer; come back if voted absent oneself."""
+    def _list_duties(self, now_ms: int) -> dict[str, TransactionBody]:
+        """List what the ledger does not show yet, by name."""
         state, hub = self.state, self.genesis.hub
-        if not state.is_live(hub, self.node_id):
-            return self._submit_duty("return", ReturnToDuty(hub), now_ms)
-        ready = Ready()
+        due: dict[str, TransactionBody] = {}
+        if self._ask is not None and state.get_ask(hub, self.node_id) != self._ask:
+            due["ask"] = PostAsk(Ask(hub, self._ask))
+        settlement = self.provider.collect_settlement()
+        if settlement is not None:
+            due["settlement"] = settlement
+        for books in self.rounds.get_due_books():
+            due[f"books of term {books.term}"] = books
+        evidence = self.rounds.get_evidence()
+        if evidence is not None:
+            due["evidence"] = evidence
+        if state.is_validator(self.node_id):
+            if state.is_live(hub, self.node_id):
+                due |= self._list_votes(now_ms)
+            else:
+                due["return to duty"] = ReturnToDuty(hub)
+        return due
+
+    def _list_votes(self, now_ms: int) -> dict[str, TransactionBody]:
+        """Vote absent whoever does not answer, once a term."""
+        state, hub = self.state, self.genesis.hub
         term = state.get_term(hub).number
+        grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
+        votes: dict[str, TransactionBody] = {}
         for validator in state.get_validators(hub):
             if validator == self.node_id or not state.is_live(hub, validator):
                 continue
             joined = self.membership.get_node(validator) is not None
-            grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
             if self.membership.is_suspected(validator) or (not joined and grace_over):
-                vote = AbsenceVote(hub, term, validator)
-                duty = f"absence {validator.hex()} {term}"
-                ready += self._submit_duty(duty, vote, now_ms, once=True)
-        return ready
+                name = f"absence of {validator.hex()} in term {term}"
+                votes[name] = AbsenceVote(hub, term, validator)
+        return votes
 
-    def _submit_duty(
-        self, duty: str, body: TransactionBody | None, now_ms: int, *, once: bool = False
-    ) -> Ready:
-        """Submit a transaction of this node's own unless the same one is on its way."""
-        pending = self._duties.get(duty)
-        if pending is not None:
-            landed = self.state.get_nonce(self._account) >= pending.nonce
-            if once or (not landed and now_ms < pending.sent_at_ms + RESUBMIT_MS):
+    def _submit(self, duty: str, body: TransactionBody, now_ms: int) -> Ready:
+        """Submit a duty's transaction, and again only if the last try came to nothing."""
+        last = self._duties.get(duty)
+        if last is not None:
+            landed = self.state.get_nonce(self._account) >= last.nonce
+            wait_ms = REPEAT_LANDED_MS if landed and body == last.body else RESUBMIT_MS
+            if (not landed or body == last.body) and now_ms < last.sent_at_ms + wait_ms:
                 return Ready()
-            del self._duties[duty]
-        if body is None:
-            return Ready()
         nonce = max(self._last_nonce, self.state.get_nonce(self._account)) + 1
         self._last_nonce = nonce
-        self._duties[duty] = _Duty(nonce, now_ms)
+        self._duties[duty] = _Duty(body, nonce, now_ms)
         transaction = self._signer.sign(Transaction(self._account, nonce, body))
         return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
 
@@ -468,8 +477,13 @@ class NodeCore:
             raise
         return self._complete(Ready(persist=(record,)), now_ms)
 
+    def release_task(self, execution: Execution, *, now_ms: int) -> Ready:
+        """Free the task's slot before its last receipt leaves, and say so in a load report."""
+        self.provider.release(execution)
+        return self._complete(Ready(), now_ms)
+
     def end_task(self, execution: Execution, *, now_ms: int) -> Ready:
-        """Free the task's slot; tell everyone its last co-signed receipt."""
+        """End the task; tell everyone its last co-signed receipt."""
         self.provider.end(execution)
         ready = Ready()
         if execution.done and execution.last_acknowledged is not None:

@@ -110,6 +110,7 @@ class Provider:
         self._signer = signer
         self._get_state = get_state
         self._active: dict[bytes, Execution] = {}
+        self._released: set[bytes] = set()  # of those active: only their last receipt is open
         self._finished: deque[bytes] = deque(maxlen=MAX_FINISHED)
         self._seen: dict[bytes, int] = {}  # allocation hash -> its expiry
         self._books: dict[ChannelKey, ChannelBook] = {}
@@ -123,8 +124,8 @@ class Provider:
 
     @property
     def active(self) -> tuple[bytes, ...]:
-        """Hashes of the allocations that run."""
-        return tuple(sorted(self._active))
+        """Hashes of the allocations that take a slot."""
+        return tuple(sorted(self._active.keys() - self._released))
 
     @property
     def finished(self) -> tuple[bytes, ...]:
@@ -160,7 +161,7 @@ class Provider:
             chain_id=self._chain_id,
             params=self._params,
             signer=self._signer,
-            active_tasks=len(self._active),
+            active_tasks=len(self.active),
             now_ms=now_ms,
         )
         book = self._add_total(start.allocation, start.total)
@@ -170,7 +171,7 @@ class Provider:
             book.ended_micros + others + execution.first_window_micros,
         )
         allocation_hash = start.allocation.hash
-        if len(self._active) >= self.slots:
+        if len(self.active) >= self.slots:
             self._keep_bound(start.allocation)
             reason = f"all {self.slots} slots are taken" if self.slots else "the backend is down"
             busy = self._signer.sign(Busy(allocation_hash, self._node_id, reason))
@@ -265,12 +266,23 @@ class Provider:
         execution.acknowledge(countersigned, now_ms=now_ms)
         return self._keep_book(_get_key(execution), book)
 
+    def release(self, execution: Execution) -> None:
+        """Free the slot of a task that the backend is done with; its last receipt may be open.
+
+        So a requester that goes on at once finds the slot of its last turn free.
+        """
+        allocation_hash = execution.start.allocation.hash
+        if allocation_hash in self._active and allocation_hash not in self._released:
+            self._released.add(allocation_hash)
+            self._finished.append(allocation_hash)
+
     def end(self, execution: Execution) -> None:
-        """Free the slot of a task that ended, however it ended."""
+        """Close the book of a task that ended, however it ended, and free its slot."""
+        self.release(execution)
         allocation_hash = execution.start.allocation.hash
         if self._active.pop(allocation_hash, None) is None:
             raise LocalProtocolError("the task is not active")
-        self._finished.append(allocation_hash)
+        self._released.discard(allocation_hash)
         book = self._books[_get_key(execution)]
         book.running -= 1
         book.ended_micros += min(execution.least_owed_micros, execution.metered_micros)

@@ -47,7 +47,7 @@ from iemas.core.params import MarketParams
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import RoundRoots, TransactionBody, TranscriptEvidence
+from iemas.ledger.transaction import RoundRoots, TranscriptEvidence
 
 MAX_DEFERRED = 256
 
@@ -184,6 +184,8 @@ class Rounds:
         return ready
 
     def _change_term(self, term: Term, now_ms: int) -> Ready:
+        if self.term is None:
+            self._resume_past_terms()
         self.term = term
         own_id = self._signer.node_id
         ready = Ready(
@@ -258,21 +260,38 @@ class Rounds:
         self._stored_closes = list(closes)
         self._stored_releases = list(releases)
 
-    def take_finished_term(self) -> TransactionBody | None:
-        """Give the closing of the books of a term of this node that is over, once."""
+    @property
+    def open_books(self) -> int:
+        """How many terms of this node have rounds and are not closed on the ledger."""
+        return sum(bool(a.transcript_hashes) for a in self._auctioneers.values())
+
+    def get_due_books(self) -> tuple[RoundRoots, ...]:
+        """Give the books of this node's terms that are over, until the ledger has them."""
+        state = self._get_state()
+        due = []
         for number, auctioneer in sorted(self._auctioneers.items()):
             if not auctioneer.settled:
                 continue
-            del self._auctioneers[number]
-            if auctioneer.transcript_hashes:
-                return RoundRoots(
+            closed = state.get_term_by_number(self._hub, number) is None
+            if not auctioneer.transcript_hashes or closed or state.get_roots(self._hub, number):
+                del self._auctioneers[number]
+                continue
+            due.append(
+                RoundRoots(
                     hub=self._hub,
                     term=number,
                     transcript_hashes=tuple(auctioneer.transcript_hashes),
                     holds=auctioneer.books.get_holds(),
                     bids=auctioneer.books.get_last_bids(),
                 )
-        return None
+            )
+        return tuple(due)
+
+    def _resume_past_terms(self) -> None:
+        """After a restart: take up the books of this node's terms that ended meanwhile."""
+        for term in self._get_state().get_terms_open(self._hub)[:-1]:
+            if term.auctioneer == self._signer.node_id:
+                self._auctioneers[term.number] = self._begin_auctioneer(term)
 
     # --- round messages ------------------------------------------------------------------------
 
@@ -373,9 +392,15 @@ class Rounds:
             return False
         return True
 
-    def take_evidence(self) -> TransactionBody | None:
-        """Give a wrong transcript of a known term's auctioneer, for the ledger to judge."""
-        return TranscriptEvidence(self._evidence.pop()) if self._evidence else None
+    def get_evidence(self) -> TranscriptEvidence | None:
+        """Give a wrong transcript for the ledger to judge, while its auctioneer is on duty."""
+        state = self._get_state()
+        while self._evidence:
+            transcript = self._evidence[0]
+            if state.is_live(self._hub, transcript.signer_id):
+                return TranscriptEvidence(transcript)
+            del self._evidence[0]
+        return None
 
     def _verify(self, transcript: Signed[Transcript]) -> None:
         message = transcript.message

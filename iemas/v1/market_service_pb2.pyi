@@ -402,6 +402,7 @@ class GetStatusResponse(_message.Message):
     TOTAL_MONEY_MICROS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     UNSETTLED_CHANNELS_FIELD_NUMBER: _builtins.int
+    OPEN_BOOKS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     height: _builtins.int
     state_root: _builtins.bytes
@@ -415,6 +416,8 @@ class GetStatusResponse(_message.Message):
     total_money_micros: _builtins.int
     unsettled_channels: _builtins.int
     """Receipts that this node still has to settle."""
+    open_books: _builtins.int
+    """Terms that this node cleared rounds in and whose books are not closed on the ledger."""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Refused inputs by the name of the error."""
@@ -434,10 +437,11 @@ class GetStatusResponse(_message.Message):
         total_money_micros: _builtins.int = ...,
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         unsettled_channels: _builtins.int = ...,
+        open_books: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "open_books", b"open_books", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,7 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
             )
             reason = FinishReason.FAILED
         self._watch.flush()
+        self._driver.carry_out(self._driver.core.release_task(execution, now_ms=get_now_ms()))
         for frame in execution.finish(reason, cached_tokens=cached_tokens):
             yield frame
         await call.wait_done()

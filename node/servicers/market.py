@@ -177,6 +177,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             total_money_micros=state.get_total_money(),
             refused=dict(core.refused),
             unsettled_channels=core.provider.unsettled_channels,
+            open_books=core.rounds.open_books,
         )
 
     async def ListBlocks(

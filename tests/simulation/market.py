@@ -289,6 +289,7 @@ class _SimulatedServing:
         usage = self._run.usage
         if usage is not None and not self._waiting and not self._finished:
             self._finished = True
+            self._node.carry_out(self._node.core.release_task(self._execution, now_ms=now_ms))
             self._send(self._execution.finish(usage.finish, cached_tokens=usage.cached_tokens))
 
     def _send(self, frames: tuple[ExecutionFrame, ...]) -> None:
@@ -623,15 +624,21 @@ class SimulatedMarket:
         self.clock.run_until(end_ms, until=lambda: all(r.done for r in self.requesters))
 
     def settle(self, *, limit_ms: int = 60_000) -> None:
-        """Run until every node has settled what it is owed and all have the same ledger."""
+        """Run until all is settled, all books are closed, and all have the same ledger."""
 
         def is_settled() -> bool:
             alive = [node for node in self.nodes.values() if node.alive]
             heights = {node.core.state.height for node in alive}
             unsettled = sum(node.core.provider.unsettled_channels for node in alive)
-            return unsettled == 0 and len(heights) == 1
+            open_books = sum(node.core.rounds.open_books for node in alive)
+            return unsettled == 0 and open_books == 0 and len(heights) == 1
 
         self.clock.run_until(self.clock.now_ms + limit_ms, until=is_settled)
+
+    def get_transcripts(self) -> list[Transcript]:
+        """Give the rounds that the sequencer's node verified, in order."""
+        disk = self.nodes["sequencer"].disk
+        return [t.message for t in disk.scan_signed(RecordKind.TRANSCRIPT, Transcript)]
 
     @property
     def events(self) -> list[str]:

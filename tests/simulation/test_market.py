@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from iemas.core.params import MarketParams
+from iemas.ledger.transfer import TREASURY
 from iemas.testing.network import NetworkFaults
 from tests.simulation.market import BLOCK_SIZE, HUB, SimulatedMarket
 
@@ -70,6 +71,21 @@ def test_providers_are_paid_what_receipts_say(market: SimulatedMarket) -> None:
             if row.winner == name
         )
         assert state.get_balance(node.node_id, HUB)[0] == earned
+
+
+def test_every_terms_books_close_and_fees_reach_the_treasury() -> None:
+    market = run_market(4, providers=2, turns=16)
+    rounds = market.get_transcripts()
+    auctioneers = Counter(auctioneer for auctioneer, _ in {(t.auctioneer, t.term) for t in rounds})
+    assert max(auctioneers.values()) >= 2  # someone closed the books of two terms
+    last_nonces: dict[tuple[bytes, int, int], int] = {}
+    for transcript in rounds:
+        for task in transcript.tasks:
+            bid = task.sealed_bid.message
+            key = (bid.account, bid.channel, bid.term)
+            last_nonces[key] = max(last_nonces.get(key, 0), bid.nonce)
+    treasury = market.nodes["sequencer"].core.state.get_funds(TREASURY)
+    assert treasury == sum(last_nonces.values()) * market.genesis.params.bid_fee_micros
 
 
 def test_every_round_is_verified_by_every_node(market: SimulatedMarket) -> None:
