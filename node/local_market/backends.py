@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -74,23 +73,21 @@ class SimulatedBackends:
         self._plan = plan
         self._folder = folder
         self._processes: list[GuardedProcess] = []
-        self._sockets: Path | None = None
 
     async def start(self, progress: Progress) -> Sequence[StartedBackend]:
         """Start one a node and wait until all listen."""
         progress(f"starting {self._plan.nodes} simulated backends (for tests only)")
-        self._sockets = Path(tempfile.mkdtemp(prefix="iemas-"))
         logs = []
         for number in range(1, self._plan.nodes + 1):
             log = self._folder / f"backend-{number}.log"
             log.unlink(missing_ok=True)
-            self._processes.append(self._launch(log, self._sockets / str(number)))
+            self._processes.append(self._launch(log))
             logs.append(log)
         return [await self._wait_ready(number, log) for number, log in enumerate(logs, start=1)]
 
-    def _launch(self, log: Path, sockets: Path) -> GuardedProcess:
-        # A folder a server: its guard removes the folder with the server.
-        sockets.mkdir()
+    def _launch(self, log: Path) -> GuardedProcess:
+        # A folder a server: its guard removes the folder with the server, however it ends.
+        sockets = tempfile.mkdtemp(prefix="iemas-")
         # fmt: off
         command = [
             sys.executable, "-m", "node.backends.simulated",
@@ -101,7 +98,7 @@ class SimulatedBackends:
             *self._plan.simulated_arguments,
         ]
         # fmt: on
-        return GuardedProcess(command, log_path=log, remove=(sockets,))
+        return GuardedProcess(command, log_path=log, remove=(Path(sockets),))
 
     async def _wait_ready(self, number: int, log: Path) -> StartedBackend:
         process = self._processes[number - 1]
@@ -116,11 +113,9 @@ class SimulatedBackends:
         return StartedBackend(f"backend-{number}", address, process.pid, log)
 
     async def stop(self) -> None:
-        """End the servers, together, and remove their sockets."""
+        """End the servers, together; their guards remove their sockets."""
         processes, self._processes = self._processes, []
         await asyncio.gather(*(asyncio.to_thread(process.stop) for process in processes))
-        if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
 
 
 class VllmBackends:
