@@ -49,7 +49,7 @@ from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
 from iemas.core.types import AccountId, NodeId, Prices, short_id
-from iemas.ledger.state import LedgerState
+from iemas.ledger.state import LedgerState, VoteKey
 from iemas.ledger.transaction import (
     AbsenceVote,
     Block,
@@ -132,8 +132,7 @@ _ADMISSION_ERRORS: dict[ResultCode, type[InvalidInputError]] = {
 class _Duty:
     """A transaction of this node's own that is on its way."""
 
-    body: TransactionBody
-    nonce: int
+    transaction: Signed[Transaction]
     sent_at_ms: int
 
 
@@ -402,6 +401,8 @@ class NodeCore:
         for validator in state.get_validators(hub):
             if validator == self.node_id or not state.is_live(hub, validator):
                 continue
+            if VoteKey(hub, validator, self.node_id) in state.votes:
+                continue
             joined = self.membership.get_node(validator) is not None
             if self.membership.is_suspected(validator) or (not joined and grace_over):
                 name = f"absence of {validator.hex()} in term {term}"
@@ -411,16 +412,26 @@ class NodeCore:
     def _submit(self, duty: str, body: TransactionBody, now_ms: int) -> Ready:
         """Submit a duty's transaction, and again only if the last try came to nothing."""
         last = self._duties.get(duty)
-        if last is not None:
-            landed = self.state.get_nonce(self._account) >= last.nonce
-            wait_ms = REPEAT_LANDED_MS if landed and body == last.body else RESUBMIT_MS
-            if (not landed or body == last.body) and now_ms < last.sent_at_ms + wait_ms:
-                return Ready()
+        if last is not None and not self._is_over(last, body, now_ms):
+            return Ready()
         nonce = max(self._last_nonce, self.state.get_nonce(self._account)) + 1
         self._last_nonce = nonce
-        self._duties[duty] = _Duty(body, nonce, now_ms)
         transaction = self._signer.sign(Transaction(self._account, nonce, body))
+        self._duties[duty] = _Duty(transaction, now_ms)
         return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
+
+    def _is_over(self, last: _Duty, body: TransactionBody, now_ms: int) -> bool:
+        """Tell whether a duty that is still due needs a new transaction."""
+        transaction = last.transaction
+        waited_ms = now_ms - last.sent_at_ms
+        changed = body != transaction.message.body
+        if self.state.is_applied(transaction.hash):
+            return changed or waited_ms >= REPEAT_LANDED_MS
+        if self.state.get_nonce(self._account) >= transaction.message.nonce:
+            return True  # a later one overtook it on the way: it can never be applied
+        if self.engine.is_waiting(transaction.hash):
+            return changed and waited_ms >= RESUBMIT_MS
+        return waited_ms >= RESUBMIT_MS
 
     def _get_load(self) -> CurrentLoad:
         provider = self.provider

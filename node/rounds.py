@@ -202,10 +202,10 @@ class Rounds:
         )
         for auctioneer in self._auctioneers.values():
             ready += auctioneer.end_term(now_ms=now_ms)
-        if own_id == (term.witness if term.witness is not None else term.auctioneer):
-            self._witness.begin_term(term)
-            for release in self._stored_releases:
-                self._witness.restore(release)
+        self._begin_witness(term)
+        for number in list(self._auctioneers):
+            if self._get_state().get_term_by_number(self._hub, number) is None:
+                del self._auctioneers[number]  # closed: a round still open can never be paid
         if own_id == term.auctioneer:
             self._auctioneers[term.number] = self._begin_auctioneer(term)
         for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
@@ -288,10 +288,22 @@ class Rounds:
         return tuple(due)
 
     def _resume_past_terms(self) -> None:
-        """After a restart: take up the books of this node's terms that ended meanwhile."""
+        """After a restart: take up what this node still owes terms that ended meanwhile.
+
+        Its own terms' books, and the shares of rounds that were closed before it stopped.
+        """
         for term in self._get_state().get_terms_open(self._hub)[:-1]:
+            self._begin_witness(term)
             if term.auctioneer == self._signer.node_id:
                 self._auctioneers[term.number] = self._begin_auctioneer(term)
+
+    def _begin_witness(self, term: Term) -> None:
+        """Witness a term if it is this node's to witness; contradict no earlier process of it."""
+        witness = term.witness if term.witness is not None else term.auctioneer
+        if witness == self._signer.node_id:
+            self._witness.begin_term(term)
+            for release in self._stored_releases:
+                self._witness.restore(release)
 
     # --- round messages ------------------------------------------------------------------------
 

@@ -168,6 +168,10 @@ class SequencerEngine:
         ]
         return max([self.state.get_nonce(account), *waiting]) + 1
 
+    def is_waiting(self, transaction_id: bytes) -> bool:
+        """Tell whether a transaction waits here for a block."""
+        return transaction_id in self._waiting
+
     # --- life ------------------------------------------------------------------------------------
 
     def set_peers(self, peers: Iterable[NodeId]) -> None:
@@ -261,13 +265,18 @@ class SequencerEngine:
             return Ready(wake_at_ms=self._resubmit_at_ms if self._waiting else None)
         ready = Ready()
         for key, waiting in list(self._waiting.items()):
-            if now_ms >= waiting.since_ms + PENDING_TIMEOUT_MS:
+            message = waiting.transaction.message
+            if message.nonce <= self.state.get_nonce(message.account):
+                # A later one of its account overtook it: no block can take it any more.
+                self._forget(key)
+                ready += _refuse(waiting.transaction, ResultCode.NONCE_TOO_LOW.name)
+            elif now_ms >= waiting.since_ms + PENDING_TIMEOUT_MS:
                 self._forget(key)
                 ready += _refuse(waiting.transaction, "TIMED_OUT")
             elif now_ms >= waiting.sent_at_ms + RESUBMIT_MS:
                 waiting.sent_at_ms = now_ms
-                message = SubmitTransaction(waiting.transaction)
-                ready += Ready(send=(Send(self._genesis.sequencer, message),))
+                again = SubmitTransaction(waiting.transaction)
+                ready += Ready(send=(Send(self._genesis.sequencer, again),))
         sent = min((waiting.sent_at_ms for waiting in self._waiting.values()), default=now_ms)
         self._resubmit_at_ms = sent + RESUBMIT_MS
         return ready + Ready(wake_at_ms=self._resubmit_at_ms)
