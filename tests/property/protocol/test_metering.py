@@ -113,6 +113,18 @@ class Metering(RuleBasedStateMachine):
     def generate(self, which: int, count: int) -> None:
         self.generate_on(self.choose(can_generate, which), count)
 
+    @precondition(lambda self: any(map(can_generate, self.streams)))
+    @rule(which=st.integers(0, 4), answers=st.integers(0, 3))
+    def fill_window(self, which: int, answers: int) -> None:
+        """Generate until the window is full; let some of the requester's answers arrive."""
+        stream = self.choose(can_generate, which)
+        while can_generate(stream):
+            self.generate_on(stream, 3)
+        while stream.to_requester:
+            self.step_requester(stream)
+        for _ in range(min(answers, len(stream.to_provider))):
+            self.step_provider(stream)
+
     @precondition(lambda self: any(map(can_finish, self.streams)))
     @rule(which=st.integers(0, 4), cached=st.none() | st.integers(0, 300))
     def finish(self, which: int, cached: int | None) -> None:
