@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -214,7 +215,8 @@ class Demo:
         while time.monotonic() < give_up:
             statuses = await asyncio.gather(*(get_status(address) for address in addresses))
             counts = {status.transcripts_verified for status in statuses}
-            if not any(status.unsettled_channels for status in statuses) and len(counts) == 1:
+            owed = any(status.unsettled_channels or status.open_books for status in statuses)
+            if not owed and len(counts) == 1:
                 return True
             await asyncio.sleep(0.25)
         return False
@@ -293,7 +295,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--passage-tokens", type=int, default=1500)
     parser.add_argument("--param", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--torch-index", help="package index of the CPU build of torch")
+    parser.add_argument(
+        "--torch-index",
+        default=os.environ.get("IEMAS_TORCH_INDEX"),
+        help="package index of the CPU build of torch [IEMAS_TORCH_INDEX]",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows and figures")
     return parser.parse_args()
 

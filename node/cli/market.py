@@ -24,17 +24,9 @@ from node.cli.access import (
 )
 from node.cli.common import console, create_app, format_credits, run_async, run_cli
 from node.cli.conversation import ChatSettings, chat_on, chat_once, require_prompt
-from node.cli.history import History, check_market
 from node.cli.local import market_app
 from node.cli.progress import show_progress
-from node.cli.views import (
-    export_findings,
-    fetch_nodes,
-    print_json,
-    render_findings,
-    render_nodes,
-    render_round,
-)
+from node.cli.views import fetch_nodes, print_json, render_nodes
 from node.local_market.plan import CUSTOMER
 
 EXAMPLES = """
@@ -187,6 +179,10 @@ def verify(
     """
     if which is None and not everything:
         raise ConfigurationError("say what to verify: --all, or a round as TERM:ROUND")
+    # Re-checking loads the mechanism's solver, which the other commands do not need.
+    from node.cli.findings import export_findings, render_findings, render_round  # noqa: PLC0415
+    from node.cli.history import History, check_market  # noqa: PLC0415
+
     access = find_access(name=name, home=home, market=market, pays=False)
     expected = access.home.genesis_file.read_bytes() if access.home is not None else None
 
@@ -200,23 +196,13 @@ def verify(
     if as_json:
         print_json(export_findings(history.findings))
     elif which is not None:
-        _print_round(history, which, access.names)
+        console.print(render_round(history, which, access.names))
     else:
         console.print(render_findings(history.findings, access.names))
-    _conclude(history, quiet=as_json)
+    _conclude(history.findings.problems, quiet=as_json)
 
 
-def _print_round(history: History, which: str, names: dict[str, str]) -> None:
-    term, colon, number = which.partition(":")
-    if not (colon and term.isdigit() and number.isdigit()):
-        raise ConfigurationError(f"a round is named TERM:ROUND, such as 12:0, not {which!r}")
-    if (int(term), int(number)) not in history.cleared:
-        raise ConfigurationError(f"there is no verified round {which} in this market")
-    console.print(render_round(history, int(term), int(number), names))
-
-
-def _conclude(history: History, *, quiet: bool) -> None:
-    problems = history.findings.problems
+def _conclude(problems: list[str], *, quiet: bool) -> None:
     if not quiet:
         for problem in problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)

@@ -18,8 +18,6 @@ from rich.text import Text
 from iemas.client import AsyncClient
 from iemas.core.errors import IemasError
 from iemas.tls import parse_address
-from node.cli.common import format_credits
-from node.cli.history import Findings, History
 from node.local_market.home import MarketState, ProcessRecord, is_alive
 from node.local_market.probe import NodeStatus, get_status
 
@@ -127,113 +125,6 @@ def export_market(state: MarketState, views: Sequence[ProcessView]) -> dict[str,
             for view in views
         ],
     }
-
-
-# --- a whole market's history --------------------------------------------------------------------
-
-
-def render_findings(findings: Findings, names: dict[str, str]) -> RenderableType:
-    """Draw what checking a market's history showed."""
-    facts = Table(title=f"chain {findings.chain_id}", box=SIMPLE_HEAD, show_header=False)
-    money = (
-        f"{format_credits(findings.money_micros)} credits, "
-        f"{format_credits(findings.supply_micros)} issued by genesis"
-    )
-    refused = ", ".join(f"{name} {count}" for name, count in sorted(findings.refused.items()))
-    cleared = ", ".join(
-        f"{names.get(node, node[:10])} {count}"
-        for node, count in sorted(findings.rounds_by_auctioneer.items())
-    )
-    for name, value in (
-        ("blocks replayed from genesis", str(findings.height)),
-        ("state root", findings.state_root.hex()),
-        ("transactions", f"{findings.transactions} ({refused or 'none'} refused)"),
-        ("money", money),
-        ("terms", str(findings.terms)),
-        ("rounds re-checked", f"{findings.rounds} ({cleared or 'none'})"),
-        ("bids, allocations", f"{findings.bids}, {findings.allocations}"),
-    ):
-        facts.add_row(name, value)
-    nodes = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("node", "height", "state root", "rounds verified", "refused"):
-        nodes.add_column(heading, justify="right" if heading != "node" else "left")
-    for verdict in findings.nodes:
-        status = verdict.status
-        name = names.get(verdict.node_id.hex(), verdict.node_id.hex()[:10])
-        if status is None:
-            nodes.add_row(name, "", "does not answer", "", "")
-            continue
-        root = "equals the replay's" if verdict.agrees else "DIFFERS"
-        verified, rejected = str(status.transcripts_verified), str(status.transcripts_refused)
-        nodes.add_row(name, str(status.height), root, verified, rejected)
-    return Group(facts, nodes)
-
-
-def export_findings(findings: Findings) -> dict[str, Any]:
-    """Give the same as plain values."""
-    return {
-        "holds": not findings.problems,
-        "problems": findings.problems,
-        "chain_id": findings.chain_id,
-        "height": findings.height,
-        "state_root": findings.state_root,
-        "money_micros": findings.money_micros,
-        "supply_micros": findings.supply_micros,
-        "transactions": findings.transactions,
-        "refused": dict(findings.refused),
-        "terms": findings.terms,
-        "rounds": findings.rounds,
-        "bids": findings.bids,
-        "allocations": findings.allocations,
-        "rounds_by_auctioneer": dict(findings.rounds_by_auctioneer),
-        "nodes": [
-            {
-                "address": verdict.address,
-                "agrees": verdict.agrees,
-                "height": verdict.status.height if verdict.status else None,
-                "rounds_verified": verdict.status.transcripts_verified if verdict.status else None,
-                "rounds_refused": verdict.status.transcripts_refused if verdict.status else None,
-            }
-            for verdict in findings.nodes
-        ],
-    }
-
-
-def render_round(history: History, term: int, number: int, names: dict[str, str]) -> RenderableType:
-    """Draw one re-checked round: who bid, who got what, and why. Raises: KeyError."""
-    cleared = history.cleared[term, number]
-    transcript = cleared.transcript.message
-    title = (
-        f"round {term}:{number}, cleared by {_name(transcript.auctioneer, names)}, "
-        f"witness {_name(transcript.witness, names)}"
-    )
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for heading in ("task", "account", "prompt", "matched blocks", "winner", "cost", "price"):
-        table.add_column(heading, justify="right")
-    position = {task: n for n, task in enumerate(cleared.tasks)}
-    for index, task in enumerate(transcript.tasks):
-        account = task.sealed_bid.message.account.hex()[:10]
-        blocks = " ".join(str(count) for count in task.matched_blocks)
-        n = position.get(index)
-        winner = int(cleared.clearing.assignment[n]) if n is not None else -1
-        if n is None or winner < 0:
-            table.add_row(str(index), account, "", blocks, "unmatched", "", "")
-            continue
-        cost = int(cleared.valuation.cost_micros[n, winner])
-        table.add_row(
-            str(index),
-            account,
-            str(cleared.bids[n].prompt_tokens),
-            blocks,
-            _name(transcript.providers[winner].capability.message.stamp.node_id, names),
-            str(cost),
-            str(cost + int(cleared.clearing.surcharges[n])),
-        )
-    return table
-
-
-def _name(node_id: bytes, names: dict[str, str]) -> str:
-    return names.get(node_id.hex(), node_id.hex()[:10])
 
 
 # --- nodes, balance ------------------------------------------------------------------------------

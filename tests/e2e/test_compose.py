@@ -116,7 +116,7 @@ def test_compose_market_sells_and_restarts(tmp_path: Path) -> None:
         assert second.market.term > first.market.term
         asyncio.run(check(address))
     finally:
-        print(compose("logs", "--tail", "40", check=False))
+        sys.stderr.write(compose("logs", "--tail", "40", check=False))
         compose("down", "--volumes", "--timeout", "5", check=False)
 
 
@@ -130,7 +130,7 @@ def run_inside_private_engine() -> None:
         text=True,
         check=False,
     )
-    print(done.stdout[-8000:], done.stderr[-4000:])
+    sys.stderr.write(done.stdout[-8000:] + done.stderr[-4000:])
     assert done.returncode == 0
     assert "2 passed" in done.stdout
 
