@@ -193,6 +193,30 @@ def test_a_slot_is_free_again_after_the_end() -> None:
     assert desk.provider.finished == (first.start.allocation.hash,)
 
 
+def test_a_slot_is_free_before_the_last_receipt_is_countersigned() -> None:
+    """So a requester that goes on at once finds the slot of its last turn."""
+    desk = Desk(slots=1)
+    task = desk.begin()
+    task.deliver(5)
+    desk.provider.release(task.execution)
+    assert desk.provider.active == ()
+    assert desk.provider.finished == (task.start.allocation.hash,)
+    task.finish()
+    desk.begin("bob")
+    task.acknowledge()
+    task.end()
+    assert desk.provider.finished == (task.start.allocation.hash,)
+
+
+def test_a_released_task_is_still_owed(desk: Desk) -> None:
+    task = desk.begin()
+    task.deliver(5)
+    desk.provider.release(task.execution)
+    start = desk.make_start()
+    with pytest.raises(InvalidReceiptError):
+        begin(desk, change_total(desk, start, total_micros=196))
+
+
 def test_an_allocation_refused_as_busy_may_be_tried_again() -> None:
     desk = Desk(slots=1)
     first = desk.begin()
