@@ -48,7 +48,7 @@ from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
-from iemas.core.types import AccountId, NodeId, Prices, short_id
+from iemas.core.types import AccountId, FinishReason, NodeId, Prices, short_id
 from iemas.ledger.state import LedgerState, VoteKey
 from iemas.ledger.transaction import (
     AbsenceVote,
@@ -320,6 +320,9 @@ class NodeCore:
         verify_signed(notice.acknowledgement, self.chain_id, expected_signer=receipt.account)
         if notice.acknowledgement.message.receipt_hash != notice.receipt.hash:
             raise InvalidReceiptError("the acknowledgement is another receipt's")
+        if receipt.finish is FinishReason.UNSPECIFIED:
+            raise InvalidReceiptError("the receipt is not its task's last one")
+        self.rounds.expect_receipt(receipt)
         self._predictor.learn_one(receipt, max_tokens=receipt.max_tokens)
         return Ready()
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from iemas.core.errors import InternalError
-from iemas.core.ready import Answer, Ready
-from iemas.core.types import NodeId
+from iemas.core.errors import InternalError, MalformedMessageError
+from iemas.core.ready import Answer, Ready, Send
+from iemas.core.types import NodeId, short_id
 from node.clock import get_now_ms
 from node.core import NodeCore, NodeInput, TimePassed
 from node.metrics import EVENTS
@@ -80,7 +80,7 @@ class Driver:
         if self._transport is not None:
             self._follow_membership(self._transport)
             for send in ready.send:
-                self._transport.send(send.to, send.message)
+                self._send(self._transport, send)
         for answer in ready.answers:
             queue = self._streams.get(answer.stream)
             if queue is not None and queue.qsize() < MAX_ANSWERS_WAITING:
@@ -95,6 +95,16 @@ class Driver:
             self._committed = asyncio.Event()
         if ready.wake_at_ms is not None:
             self._arm(ready.wake_at_ms)
+
+    @staticmethod
+    def _send(transport: Transport, send: Send) -> None:
+        """Send a message; one that cannot travel must not hold up the others."""
+        try:
+            transport.send(send.to, send.message)
+        except MalformedMessageError as error:
+            EVENTS.labels("message_not_sent").inc()
+            kind = type(send.message).__name__
+            _log.error("message_not_sent", to=short_id(send.to), message=kind, reason=str(error))
 
     def _follow_membership(self, transport: Transport) -> None:
         membership = self.core.membership

@@ -37,19 +37,24 @@ from iemas.core.election import Term
 from iemas.core.envelope import Envelope, Signed, Signer, verify_signed
 from iemas.core.errors import (
     InvalidInputError,
-    InvalidSignatureError,
+    InvalidReceiptError,
     InvalidTranscriptError,
     NotAuctioneerError,
     RemoteProtocolError,
 )
+from iemas.core.execution import Receipt
 from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
-from iemas.ledger.state import LedgerState
+from iemas.ledger.state import LedgerState, TermKey
 from iemas.ledger.transaction import RoundRoots, TranscriptEvidence
 
-MAX_DEFERRED = 256
+MAX_DEFERRED = 64
+"""How many messages of one validator may wait for the replica to catch up."""
+
+_TaskName = tuple[bytes, int, bytes, int, int]
+"""What an allocation and its receipt say alike: account, channel, provider, token counts."""
 
 
 class Rounds:
@@ -88,6 +93,9 @@ class Rounds:
         self._checked: dict[Envelope, int] = {}  # every transcript judged -> its term
         self._early_requests: list[tuple[NodeId, CountersignRequest]] = []
         self._followed: dict[int, tuple[TermBooks, bytes]] = {}  # term -> books, last hash
+        # By term: tasks allocated whose receipt is not heard of, and allocations heard of.
+        self._unheard: dict[int, Counter[_TaskName]] = {}
+        self._heard: dict[int, set[bytes]] = {}
         self._evidence: list[Signed[Transcript]] = []
         self._stored_transcripts: list[Signed[Transcript]] = []
         self._stored_closes: list[Signed[RoundClose]] = []
@@ -180,7 +188,10 @@ class Rounds:
             ready += self._change_term(term, now_ms)
         deferred, self._deferred = self._deferred, []
         for transcript in deferred:
-            ready += self.receive_transcript(transcript)
+            try:
+                ready += self.receive_transcript(transcript)
+            except (InvalidInputError, RemoteProtocolError) as error:
+                ready += _report_refusal(transcript.signer_id, error)
         return ready
 
     def _change_term(self, term: Term, now_ms: int) -> Ready:
@@ -211,14 +222,16 @@ class Rounds:
         for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
             del self._followed[number]
         oldest = term.number - self._params.settle_terms
+        for number in [n for n in (*self._unheard, *self._heard) if n < oldest]:
+            self._unheard.pop(number, None)
+            self._heard.pop(number, None)
         self._checked = {e: number for e, number in self._checked.items() if number >= oldest}
         early, self._early_requests = self._early_requests, []
         for sender, request in early:
             try:
                 ready += self.receive_countersign_request(sender, request)
             except (InvalidInputError, RemoteProtocolError) as error:
-                fields = {"error": type(error).__name__, "peer": short_id(sender)}
-                ready += Ready(events=(Event("input_refused", fields),))
+                ready += _report_refusal(sender, error)
         return ready
 
     def _begin_auctioneer(self, term: Term) -> Auctioneer:
@@ -325,8 +338,9 @@ class Rounds:
         """Countersign as the witness; a request of a term not yet seen here waits for it."""
         current = self.term.number if self.term is not None else -1
         terms = {bid.message.term for bid in request.bids}
-        if terms and min(terms) > current and len(self._early_requests) < MAX_DEFERRED:
-            self._early_requests.append((sender, request))
+        if terms and min(terms) > current and self._get_state().is_validator(sender, self._hub):
+            if sum(one == sender for one, _ in self._early_requests) < MAX_DEFERRED:
+                self._early_requests.append((sender, request))
             return Ready()
         return self._witness.countersign(sender, request)
 
@@ -363,28 +377,27 @@ class Rounds:
     # --- verification --------------------------------------------------------------------------
 
     def receive_transcript(self, transcript: Signed[Transcript]) -> Ready:
-        """Re-check a round, or keep it until the replica is as high as its auctioneer's was."""
-        if transcript.message.ledger_height > self._get_state().height:
-            if len(self._deferred) < MAX_DEFERRED:
-                self._deferred.append(transcript)
-            return Ready()
+        """Re-check a round, or keep it until the replica is as high as its auctioneer's was.
+
+        Only what the term's auctioneer signed is a round at all, and worth remembering.
+        Raises: InvalidSignatureError, InvalidTranscriptError if it is nobody's of that term.
+        """
         if transcript.envelope in self._checked:
             return Ready()
+        if transcript.message.ledger_height > self._get_state().height:
+            self._defer(transcript)
+            return Ready()
+        term = self._get_state().get_term_by_number(self._hub, transcript.message.term)
+        if term is None:
+            raise InvalidTranscriptError(
+                "the ledger knows no such open term", term=transcript.message.term
+            )
+        verify_signed(transcript, self._chain_id, expected_signer=term.auctioneer)
         self._checked[transcript.envelope] = transcript.message.term
         try:
             self._verify(transcript)
         except InvalidTranscriptError as error:
-            self.verdicts["refused"] += 1
-            if self._is_signed_by_auctioneer(transcript):
-                self._evidence.append(transcript)
-            fields = {
-                "term": transcript.message.term,
-                "round": transcript.message.round,
-                "auctioneer": short_id(transcript.signer_id),
-                "error": type(error).__name__,
-                "reason": str(error),
-            }
-            return Ready(events=(Event("transcript_refused", fields),))
+            return self._refuse_transcript(transcript, error)
         self.verdicts["verified"] += 1
         self.last_transcript_hash = transcript.hash
         message = transcript.message
@@ -394,22 +407,44 @@ class Rounds:
             events=(Event("round_verified", {"term": message.term, "round": message.round}),),
         )
 
-    def _is_signed_by_auctioneer(self, transcript: Signed[Transcript]) -> bool:
-        term = self._get_state().get_term_by_number(self._hub, transcript.message.term)
-        if term is None:
-            return False
+    def _defer(self, transcript: Signed[Transcript]) -> None:
+        """Keep a transcript that is ahead of the replica: a validator's, and not too many of one.
+
+        Raises: InvalidSignatureError, RemoteProtocolError.
+        """
+        signer = NodeId(transcript.signer_id)
+        if not self._get_state().is_validator(signer, self._hub):
+            raise RemoteProtocolError(f"{short_id(signer)} is no validator and clears no rounds")
+        verify_signed(transcript, self._chain_id)
+        kept = [held for held in self._deferred if held.signer_id == signer]
+        if transcript not in kept and len(kept) < MAX_DEFERRED:
+            self._deferred.append(transcript)
+
+    def _refuse_transcript(
+        self, transcript: Signed[Transcript], error: InvalidTranscriptError
+    ) -> Ready:
+        """Count a wrong transcript, and keep it as evidence if the ledger can see that too."""
+        self.verdicts["refused"] += 1
         try:
-            verify_signed(transcript, self._chain_id, expected_signer=term.auctioneer)
-        except InvalidSignatureError:
-            return False
-        return True
+            self.check_evidence(transcript, self._get_state())
+        except InvalidTranscriptError:
+            self._evidence.append(transcript)
+        fields = {
+            "term": transcript.message.term,
+            "round": transcript.message.round,
+            "auctioneer": short_id(transcript.signer_id),
+            "error": type(error).__name__,
+            "reason": str(error),
+        }
+        return Ready(events=(Event("transcript_refused", fields),))
 
     def get_evidence(self) -> TranscriptEvidence | None:
-        """Give a wrong transcript for the ledger to judge, while its auctioneer is on duty."""
-        state = self._get_state()
+        """Give a wrong transcript for the ledger to judge, until it has judged that term's."""
+        terms = self._get_state().terms
         while self._evidence:
             transcript = self._evidence[0]
-            if state.is_live(self._hub, transcript.signer_id):
+            record = terms.get(TermKey(self._hub, transcript.message.term))
+            if record is not None and not record.convicted:
                 return TranscriptEvidence(transcript)
             del self._evidence[0]
         return None
@@ -429,10 +464,28 @@ class Rounds:
             decode_bid=self._decode_bid,
             get_reserved=books.get_reserved if books is not None else None,
         )
+        outcomes = derive_outcomes(cleared, books or TermBooks(), self._params)
+        allocations = [outcome for outcome in outcomes if isinstance(outcome, Allocation)]
+        self._unheard.setdefault(message.term, Counter()).update(map(_name_task, allocations))
         if books is not None:
-            outcomes = derive_outcomes(cleared, books, self._params)
-            books.record_allocations(o for o in outcomes if isinstance(o, Allocation))
+            books.record_allocations(allocations)
             self._followed[message.term] = (books, transcript.hash)
+
+    def expect_receipt(self, receipt: Receipt) -> None:
+        """Check that a last receipt is of a task that a verified round allocated, heard of once.
+
+        Or anybody could teach the predictor with tasks that never were, or one of them many times.
+        Raises: InvalidReceiptError.
+        """
+        unheard, name = self._unheard.get(receipt.term, Counter()), _name_task(receipt)
+        heard = self._heard.get(receipt.term, set())
+        if receipt.hub != self._hub or unheard[name] == 0 or receipt.allocation_hash in heard:
+            raise InvalidReceiptError(
+                "the receipt is of no task that a verified round allocated, or was heard of before",
+                allocation_hash=receipt.allocation_hash,
+            )
+        unheard[name] -= 1
+        self._heard.setdefault(receipt.term, set()).add(receipt.allocation_hash)
 
     def check_evidence(self, transcript: Signed[Transcript], state: LedgerState) -> None:
         """Re-check a transcript for the ledger, which judges evidence by its own state alone.
@@ -446,3 +499,12 @@ class Rounds:
             params=self._params,
             decode_bid=self._decode_bid,
         )
+
+
+def _name_task(terms: Allocation | Receipt) -> _TaskName:
+    return (terms.account, terms.channel, terms.provider, terms.prompt_tokens, terms.max_tokens)
+
+
+def _report_refusal(peer: bytes, error: Exception) -> Ready:
+    fields = {"error": type(error).__name__, "reason": str(error), "peer": short_id(peer)}
+    return Ready(events=(Event("input_refused", fields),))

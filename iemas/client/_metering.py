@@ -30,7 +30,7 @@ from iemas.core.execution import (
     extend_output_hash,
 )
 from iemas.core.settlement import MeteredUsage, compute_amount_micros
-from iemas.core.types import PPM, FinishReason
+from iemas.core.types import FinishReason
 
 
 class TaskMeter:
@@ -70,8 +70,9 @@ class TaskMeter:
         self._tolerance_ms = tolerance_ms
         self._output_hash = b""
         self._started_at_ms: int | None = None
-        # What lateness this side's clock allows at most: at the first token, and summed up.
-        self._prompt_late_ppm = PPM
+        # What lateness this side's clock allows at most: at the first token (before it nothing is
+        # owed, the prompt included), and summed up.
+        self._prompt_late_ppm = 0
         self._output_late_ppm_tokens = 0
         self._ended = False
 
@@ -168,7 +169,7 @@ class TaskMeter:
         delivered = MeteredUsage(
             uncached_tokens=terms.prompt_tokens - terms.cached_tokens,
             cached_tokens=terms.cached_tokens,
-            prompt_late_ppm=self._prompt_late_ppm if self.output_token_ids else 0,
+            prompt_late_ppm=self._prompt_late_ppm,
             output_late_ppm_tokens=self._output_late_ppm_tokens,
         )
         self._channel.abandon_task(self.allocation, compute_amount_micros(terms.rates, delivered))

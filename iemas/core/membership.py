@@ -8,9 +8,10 @@ machine: docs/spec/membership.md numbers its rules. Source: design §8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from iemas.core.digest import DigestIndex
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import (
     ContradictoryReportError,
@@ -38,6 +39,8 @@ from iemas.core.types import NodeId, short_id
 
 EXCHANGE_INTERVAL_MS = 5_000
 MAX_NODES = 10_000
+MAX_MESSAGE_REPORT_BYTES = 48 * 1024 * 1024
+"""Reports in one message; a single digest of four million blocks (32 MB) still fits."""
 
 GossipMessage = ReportPush | ExchangeRequest | ExchangeResponse | Probe | ProbeAcknowledgement
 
@@ -132,12 +135,10 @@ class Membership:
         return record is not None and record.missed_probes > self._params.probe_misses
 
     def get_reports(self) -> tuple[SignedReport, ...]:
-        """Give every report held, for a newcomer."""
-        return tuple(
-            SignedReport.wrap(report)
-            for _, record in self.get_nodes()
-            for report in record.get_reports()
-        )
+        """Give the reports held, for a newcomer: as many as fit, what nodes are before the rest."""
+        reports = [report for _, record in self.get_nodes() for report in record.get_reports()]
+        reports.sort(key=lambda report: not isinstance(report.message, CapabilityReport))
+        return _take_fitting(reports)
 
     # --- the step ----------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class Membership:
     def receive_report(self, report: Signed[Report], *, now_ms: int) -> Ready:
         """Accept one report outside an exchange (a newcomer that joins through this node).
 
-        Raises: InvalidReportError, InvalidSignatureError.
+        Raises: InvalidReportError, InvalidSignatureError, MalformedMessageError.
         """
         known = report.message.stamp.node_id in self._nodes
         self._accept(report, now_ms)
@@ -223,7 +224,10 @@ class Membership:
         return Ready() if known else self._welcome(newcomer, SignedReport.wrap(report), newcomer)
 
     def _accept(self, report: Signed[Report], now_ms: int) -> None:
-        """Check a report by the rules and take it in. Raises: InvalidReportError and others."""
+        """Check a report by the rules and take it in.
+
+        Raises: InvalidReportError, InvalidSignatureError, MalformedMessageError.
+        """
         stamp = report.message.stamp
         record = self._nodes.get(stamp.node_id)
         held = record.get_held(type(report.message)) if record is not None else None
@@ -244,6 +248,9 @@ class Membership:
                 raise ContradictoryReportError(node_id=stamp.node_id, order=stamp.order)
             if stamp.order < held_order:
                 raise StaleReportError(node_id=stamp.node_id, order=stamp.order)
+        if isinstance(report.message, CacheDigest):
+            # A round looks blocks up in it: one that cannot be searched must not get so far.
+            DigestIndex(report.message.blocks)
         self._store(report, record)
 
     def _store(self, report: Signed[Report], record: NodeRecord | None) -> None:
@@ -282,17 +289,20 @@ class Membership:
     def _select_missing(
         self, versions: tuple[ReportVersion, ...], now_ms: int
     ) -> tuple[SignedReport, ...]:
-        """Give the reports held here that are newer than the versions named and still stand."""
+        """Give the reports held here that are newer than the versions named and still stand.
+
+        What does not fit into one message goes with the next exchange.
+        """
         theirs = {version.node_id: version for version in versions}
-        missing = []
+        missing: list[Signed[Report]] = []
         for node_id, record in self.get_nodes():
             version = theirs.get(node_id)
             for report in record.get_reports():
                 stamp = report.message.stamp
                 newer = version is None or stamp.order > _get_order(version, type(report.message))
                 if newer and now_ms < stamp.expires_at_ms:
-                    missing.append(SignedReport.wrap(report))
-        return tuple(missing)
+                    missing.append(report)
+        return _take_fitting(missing)
 
     def _push(self, reports: tuple[SignedReport, ...], *, to: list[NodeId]) -> Ready:
         if not reports:
@@ -341,6 +351,17 @@ class Membership:
                 self.version += 1
                 events.append(Event("peer_forgotten", {"peer": short_id(node_id)}))
         return Ready(events=tuple(events))
+
+
+def _take_fitting(reports: Iterable[Signed[Report]]) -> tuple[SignedReport, ...]:
+    """Take reports in order, leaving out those with which one message would get too large."""
+    taken, size = [], 0
+    for report in reports:
+        report_bytes = len(report.envelope.payload)
+        if size + report_bytes <= MAX_MESSAGE_REPORT_BYTES:
+            size += report_bytes
+            taken.append(SignedReport.wrap(report))
+    return tuple(taken)
 
 
 def _get_order(version: ReportVersion, kind: type[Report]) -> tuple[int, int]:

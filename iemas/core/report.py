@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iemas.core.types import HashAlgorithm, HubId, NodeId, require, require_id
+from iemas.core.types import ID_BYTES, HashAlgorithm, HubId, NodeId, require, require_id
 
 MAX_TTL_MS = 3_600_000
 BLOCK_KEY_BYTES = 8
 MAX_DIGEST_BLOCKS = 4_000_000
+MAX_TEXT = 1024
+"""Characters in one text of a capability report, which every round's transcript repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,17 @@ class CapabilityReport:
         require_id("hpke_public_key", self.hpke_public_key)
         require(0 <= self.slots <= 65_536, "slots must be in 0..65536", slots=self.slots)
         require(len(self.ca_certificate) <= 4096, "ca_certificate is over 4096 bytes")
+        for name in (
+            "public_address",
+            "peer_address",
+            "software",
+            "hub",
+            "model",
+            "model_revision",
+            "hardware",
+        ):
+            require(len(getattr(self, name)) <= MAX_TEXT, f"{name} is over {MAX_TEXT} characters")
+        require(len(self.tokenizer_hash) <= ID_BYTES, "tokenizer_hash is over 32 bytes")
         if self.model:
             require_id("tokenizer_hash", self.tokenizer_hash)
             require(0 < self.block_size <= 4096, "block_size must be in 1..4096")

@@ -26,18 +26,20 @@ class AuctionServicer(auction_service_pb2_grpc.AuctionServiceServicer):
         """Carry one requester's bids and answers until it hangs up."""
         stream, answers = self._driver.open_stream()
         reader = asyncio.create_task(self._read(stream, request_iterator))
+        getter = asyncio.create_task(answers.get())
         try:
             while True:
-                getter = asyncio.create_task(answers.get())
                 await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if getter.done():
-                    yield _to_response(getter.result())
+                    answer = getter.result()
+                    getter = asyncio.create_task(answers.get())
+                    yield _to_response(answer)
                     continue
-                getter.cancel()
                 await reader  # raises what ended it: a malformed bid, or nothing at all
                 return
         finally:
             reader.cancel()
+            getter.cancel()
             self._driver.close_stream(stream)
 
     async def _read(

@@ -117,11 +117,22 @@ def test_receipt_of_another_signer_is_refused(world: Any) -> None:
 def test_more_cached_than_shown_lowers_the_bill(world: Any) -> None:
     meter = world.meter()
     start = meter.start(now_ms=NOW_MS)
+    deliver(meter, 1)
     receipt = world.receipt(
         meter, start, cached_tokens=96, billed_cached_tokens=96, finish=FinishReason.LENGTH
     )
     signed = meter.take_receipt(receipt)
-    assert signed.total.message.total_micros == (4 * 500_000 + 96 * 100_000) // 1_000_000
+    assert signed.total.message.total_micros == (4 * 500_000 + 96 * 100_000) // 1_000_000 + 2
+
+
+def test_prompt_is_not_owed_before_a_token_came(world: Any) -> None:
+    meter = world.meter()
+    start = meter.start(now_ms=NOW_MS)
+    with pytest.raises(InvalidReceiptError) as caught:
+        meter.take_receipt(world.receipt(meter, start, finish=FinishReason.FAILED))
+    assert caught.value.operands["field"] == "prompt_late_ppm"
+    nothing = world.receipt(meter, start, finish=FinishReason.FAILED, prompt_late_ppm=0)
+    assert meter.take_receipt(nothing).total.message.total_micros == 0
 
 
 def test_late_tokens_are_not_paid_as_if_on_time(world: Any) -> None:

@@ -38,7 +38,7 @@ from iemas.core.membership import (
 )
 from iemas.core.params import MarketParams
 from iemas.core.ready import Ready
-from iemas.core.report import Report
+from iemas.core.report import CapabilityReport, Report
 from iemas.core.types import NodeId
 from iemas.testing.builders import (
     INCARNATION,
@@ -423,3 +423,28 @@ def test_the_version_counts_changes_of_who_there_is(a: Membership) -> None:
     assert a.version == before
     push(a, make_report("c"), sender="c")
     assert a.version == before + 1
+
+
+def test_a_digest_that_cannot_be_searched_is_refused(a: Membership) -> None:
+    signer = CHAIN.get_signer("b")
+    blocks = (2).to_bytes(8, "big") + (1).to_bytes(8, "big")
+    unsorted = signer.sign(make_digest(make_stamp(signer, 9, now_ms=NOW_MS), blocks))
+    (event,) = push(a, unsorted).events
+    assert (event.name, event.fields["error"]) == ("report_refused", "MalformedMessageError")
+    record = a.get_node(get_id("b"))
+    assert record is not None
+    assert record.digest is not None
+    assert record.digest.message.blocks == b""
+
+
+def test_reports_that_do_not_fit_one_message_follow_later(
+    a: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iemas.core.membership.MAX_MESSAGE_REPORT_BYTES", 500)
+    reports = [wrapped.unwrap() for wrapped in a.get_reports()]
+    assert [type(report.message) for report in reports if report][:2] == [CapabilityReport] * 2
+    assert sum(len(report.envelope.payload) for report in reports if report) <= 500
+    request = ReceiveGossip(get_id("c"), ExchangeRequest(()))
+    (send,) = a.step(request, now_ms=NOW_MS).send
+    assert isinstance(send.message, ExchangeResponse)
+    assert 0 < len(send.message.reports) < 6

@@ -1,0 +1,53 @@
+"""The driver: effects are carried out in their order, and one that fails spoils no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from iemas.core.errors import MalformedMessageError
+from iemas.core.gossip import Probe
+from iemas.core.ready import Answer, Ready, Send
+from iemas.core.types import NodeId
+from node.core import NodeCore
+from node.driver import Driver
+from node.storage import Storage
+
+PEERS = [NodeId(bytes([number]) * 32) for number in range(3)]
+
+
+class PickyTransport:
+    """Carries nothing to the first peer."""
+
+    def __init__(self) -> None:
+        self.sent: list[NodeId] = []
+
+    def send(self, to: NodeId, message: Any) -> bool:
+        if to == PEERS[0]:
+            raise MalformedMessageError("too large")
+        self.sent.append(to)
+        return True
+
+    def set_members(self, members: Mapping[NodeId, Any]) -> None: ...
+
+
+def test_a_message_that_cannot_travel_holds_up_no_other() -> None:
+    async def run() -> tuple[list[NodeId], Answer]:
+        engine = SimpleNamespace(height=0, take_journal=tuple)
+        membership = SimpleNamespace(version=-1)
+        core = SimpleNamespace(engine=engine, membership=membership)
+        driver = Driver(cast("NodeCore", core), cast("Storage", None))
+        transport = PickyTransport()
+        driver.connect(transport)
+        stream, answers = driver.open_stream()
+        answer = Answer(stream, bytes(32), None)
+        sends = tuple(Send(peer, Probe(1)) for peer in PEERS)
+        driver.carry_out(Ready(send=sends, answers=(answer,)))
+        driver.stop()
+        return transport.sent, answers.get_nowait()
+
+    sent, answer = asyncio.run(run())
+    assert sent == PEERS[1:]
+    assert answer.stream == 1
