@@ -33,6 +33,7 @@ class NodeStatus:
     total_money_micros: int
     refused: dict[str, int]
     unsettled_channels: int
+    open_books: int
 
 
 async def get_status(address: Address) -> NodeStatus:
@@ -51,6 +52,7 @@ async def get_status(address: Address) -> NodeStatus:
         total_money_micros=answer.total_money_micros,
         refused=dict(answer.refused),
         unsettled_channels=answer.unsettled_channels,
+        open_books=answer.open_books,
     )
 
 
