@@ -43,7 +43,7 @@ from iemas.core.errors import (
     ReplayedReportError,
     UnknownAccountError,
 )
-from iemas.core.execution import ReceiptCountersigned, ReceiptNotice, TaskStart
+from iemas.core.execution import ReceiptCountersigned, ReceiptNotice, TaskStart, UnsettledChannel
 from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
@@ -56,7 +56,6 @@ from iemas.ledger.transaction import (
     PostAsk,
     ResultCode,
     ReturnToDuty,
-    SettlementEntry,
     Transaction,
     TransactionBody,
     TransactionResult,
@@ -211,7 +210,7 @@ class NodeCore:
         transcripts: Sequence[Signed[Transcript]],
         closes: Sequence[Signed[RoundClose]],
         releases: Sequence[Signed[ShareRelease]],
-        unsettled: Sequence[SettlementEntry],
+        unsettled: Sequence[UnsettledChannel],
     ) -> None:
         """Go on where an earlier process of this node stopped: call before the first step."""
         self.engine.restore(blocks)

@@ -26,6 +26,7 @@ from iemas.consensus.sequencer import SequencerEngine
 from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, IemasError
+from iemas.core.execution import UnsettledChannel
 from iemas.core.params import Genesis
 from iemas.core.ready import RecordKind
 from iemas.core.tokenizer_bundle import compute_bundle_hash, encode_bundle
@@ -33,7 +34,7 @@ from iemas.core.types import HashAlgorithm, HubId
 from iemas.genesis import load_genesis
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import Block, SettlementEntry
+from iemas.ledger.transaction import Block
 from iemas.tls import parse_address
 from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
 from iemas.v1.execution_service_pb2_grpc import add_ExecutionServiceServicer_to_server
@@ -232,7 +233,7 @@ def _restore(core: NodeCore, storage: Storage) -> None:
         transcripts=storage.scan_signed(RecordKind.TRANSCRIPT, Transcript),
         closes=storage.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
         releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
-        unsettled=storage.scan(RecordKind.UNSETTLED, SettlementEntry),
+        unsettled=storage.scan(RecordKind.UNSETTLED, UnsettledChannel),
     )
 
 

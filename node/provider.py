@@ -24,6 +24,7 @@ from iemas.core.execution import (
     ChannelTotal,
     ReceiptCountersigned,
     TaskStart,
+    UnsettledChannel,
     compute_prompt_hash,
 )
 from iemas.core.params import MarketParams
@@ -292,8 +293,10 @@ class Provider:
 
     def _keep_book(self, key: ChannelKey, book: ChannelBook) -> Record:
         self._books[key] = book
-        entry = SettlementEntry(book.allocation, book.total)
-        return Record(RecordKind.UNSETTLED, _encode_key(key), entry)
+        running_micros = sum(execution.cosigned_micros for execution in self._get_active(key))
+        counted_micros = book.ended_cosigned_micros + running_micros
+        channel = UnsettledChannel(book.allocation, book.total, counted_micros)
+        return Record(RecordKind.UNSETTLED, _encode_key(key), channel)
 
     def _is_settled(self, key: ChannelKey, book: ChannelBook) -> bool:
         """Tell whether there is nothing (more) of a book that the ledger would pay."""
@@ -302,18 +305,24 @@ class Provider:
         settled = self._get_state().get_settled_total(total_key)
         total = book.total.message
         return (
-            book.owes_nothing
+            book.covered_micros == 0
             or settled.sequence >= total.sequence
             or settled.total_micros > total.total_micros
         )
 
-    def restore(self, entries: Iterable[SettlementEntry]) -> None:
+    def restore(self, channels: Iterable[UnsettledChannel]) -> None:
         """Take up what an earlier process of this node had not settled."""
-        for entry in entries:
-            total = entry.total.message
+        for channel in channels:
+            total, counted_micros = channel.total.message, channel.counted_micros
             key = (total.term, AccountId(total.account), ChannelId(total.channel))
-            self._books[key] = ChannelBook(entry.allocation, entry.total, entry.total)
-            self._seen[entry.allocation.hash] = entry.allocation.message.expires_at_ms
+            self._books[key] = ChannelBook(
+                channel.allocation,
+                channel.total,
+                channel.total,
+                ended_micros=counted_micros,
+                ended_cosigned_micros=counted_micros,
+            )
+            self._seen[channel.allocation.hash] = channel.allocation.message.expires_at_ms
 
     def collect_settlement(self) -> Settle | None:
         """Give the totals of past terms that no task adds to any more."""

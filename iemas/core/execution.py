@@ -236,3 +236,16 @@ class ReceiptNotice:
 
     receipt: Signed[Receipt]
     acknowledgement: Signed[ReceiptAcknowledgement]
+
+
+@dataclass(frozen=True, slots=True)
+class UnsettledChannel:
+    """What a provider keeps on disk of a channel until the ledger has settled it.
+
+    `total` is what would be settled now, within the bound of `allocation`; `counted_micros` what
+    every later total must count, whatever process of the provider it arrives at.
+    """
+
+    allocation: Signed[Allocation]
+    total: Signed[ChannelTotal]
+    counted_micros: int

@@ -397,3 +397,36 @@ class ReceiptNotice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReceiptNotice: _TypeAlias = ReceiptNotice  # noqa: Y015
+
+@_typing.final
+class UnsettledChannel(_message.Message):
+    """What a provider keeps on disk of a channel until the ledger has settled it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    COUNTED_MICROS_FIELD_NUMBER: _builtins.int
+    counted_micros: _builtins.int
+    @_builtins.property
+    def allocation(self) -> _types_pb2.Envelope:
+        """of Allocation"""
+
+    @_builtins.property
+    def total(self) -> _types_pb2.Envelope:
+        """of ChannelTotal"""
+
+    def __init__(
+        self,
+        *,
+        allocation: _types_pb2.Envelope | None = ...,
+        total: _types_pb2.Envelope | None = ...,
+        counted_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "counted_micros", b"counted_micros", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnsettledChannel: _TypeAlias = UnsettledChannel  # noqa: Y015

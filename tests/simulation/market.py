@@ -39,6 +39,7 @@ from iemas.core.execution import (
     ReceiptCountersigned,
     TaskPayload,
     TaskStart,
+    UnsettledChannel,
 )
 from iemas.core.gossip import ReportPush
 from iemas.core.identity import Identity
@@ -55,7 +56,7 @@ from iemas.core.types import (
     Prices,
 )
 from iemas.ledger.application import LedgerApplication
-from iemas.ledger.transaction import Block, SettlementEntry
+from iemas.ledger.transaction import Block
 from iemas.testing.backend import EngineConfig, SimulatedEngine, SimulatedRun, SimulatedToken
 from iemas.testing.clock import SimulatedClock
 from iemas.testing.disk import SimulatedDisk
@@ -163,7 +164,7 @@ class SimulatedNode:
             transcripts=disk.scan_signed(RecordKind.TRANSCRIPT, Transcript),
             closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
-            unsettled=disk.scan(RecordKind.UNSETTLED, SettlementEntry),
+            unsettled=disk.scan(RecordKind.UNSETTLED, UnsettledChannel),
         )
 
     def _join(self, other: SimulatedNode) -> None:

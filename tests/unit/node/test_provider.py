@@ -17,9 +17,9 @@ from iemas.core.errors import (
     LocalProtocolError,
     ProviderBusyError,
 )
-from iemas.core.execution import Busy, ReceiptCountersigned, TaskStart
+from iemas.core.execution import Busy, ReceiptCountersigned, TaskStart, UnsettledChannel
 from iemas.core.types import FinishReason
-from iemas.ledger.transaction import ResultCode, Settle, SettlementEntry
+from iemas.ledger.transaction import ResultCode, Settle
 from iemas.testing.builders import make_payload
 from tests.unit.node.selling import Desk, Task
 
@@ -318,7 +318,8 @@ def test_what_is_durable_after_each_step_is_the_channels_last_word(desk: Desk) -
     task.deliver(16)
     total = task.answers[0].total
     record = task.acknowledge()
-    assert record.value == SettlementEntry(task.start.allocation, total)
+    counted = task.receipts[0].message.amount_micros
+    assert record.value == UnsettledChannel(task.start.allocation, total, counted)
 
 
 def test_acknowledgements_of_parallel_tasks_may_overtake_each_other(desk: Desk) -> None:
@@ -349,12 +350,12 @@ def test_a_total_that_counts_a_task_not_yet_here_is_taken(desk: Desk) -> None:
     start = meter.start(now_ms=desk.now_ms)
     one.deliver(16)
     entry = one.acknowledge().value
-    assert isinstance(entry, SettlementEntry)
+    assert isinstance(entry, UnsettledChannel)
     assert entry.total.message.total_micros <= bound
     late = desk.accept(start, meter)
     late.deliver(16)
     entry = late.acknowledge().value
-    assert isinstance(entry, SettlementEntry)
+    assert isinstance(entry, UnsettledChannel)
     assert entry.total.message.total_micros == desk.get_total() > bound
 
 
@@ -523,6 +524,52 @@ def test_a_restarted_provider_settles_what_was_durable(desk: Desk) -> None:
     desk.chain.end_term()
     _, code = settle(desk)
     assert code is ResultCode.OK
+
+
+def test_a_restarted_provider_is_owed_what_was_countersigned_before(desk: Desk) -> None:
+    """Or whoever saw it restart could sign it a small new total, which supersedes the old one."""
+    task = desk.begin()
+    task.complete(40)
+    owed = desk.get_total()
+    (record,) = [desk.provider._keep_book(*item) for item in desk.provider._books.items()]
+    desk.provider = desk.make_provider()
+    desk.provider.restore([record.value])
+    start = desk.make_start()
+    forgetful = change_total(desk, start, total_micros=start.total.message.total_micros - owed)
+    with pytest.raises(InvalidReceiptError):
+        begin(desk, forgetful)
+    begin(desk, start)
+
+
+def test_a_restarted_provider_takes_less_for_the_task_that_it_broke_off(desk: Desk) -> None:
+    task = desk.begin()
+    task.deliver(16)
+    record = task.acknowledge()
+    task.meter.abandon()  # 16 tokens came, receipt 0 promised more
+    desk.provider = desk.make_provider()
+    desk.provider.restore([record.value])
+    desk.begin().complete()
+    owed = desk.get_total()
+    desk.chain.end_term()
+    body, code = settle(desk)
+    assert code is ResultCode.OK
+    assert body.entries[0].total.message.total_micros == owed
+
+
+def test_what_no_allocation_bounds_keeps_nothing_else_from_being_settled() -> None:
+    """Or an account with many such channels could fill every settlement with them."""
+    desk = Desk()
+    for channel in (1, 2):
+        start = desk.make_start(channel=channel)
+        begin(desk, change_total(desk, start, total_micros=2**50))
+    desk.begin(channel=3)
+    for execution in list(desk.provider._active.values()):
+        desk.provider.end(execution)
+    assert desk.provider.unsettled_channels == 1
+    desk.chain.end_term()
+    body, code = settle(desk)
+    assert code is ResultCode.OK
+    assert [entry.total.message.channel for entry in body.entries] == [3]
 
 
 def test_a_restarted_provider_takes_no_allocation_twice(desk: Desk) -> None:
