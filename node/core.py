@@ -231,9 +231,7 @@ class NodeCore:
         """
         try:
             ready = self._dispatch(inp, now_ms)
-        except InvalidInputError as error:
-            ready = self._refuse(inp, error)
-        except RemoteProtocolError as error:
+        except (InvalidInputError, RemoteProtocolError) as error:
             ready = self._refuse(inp, error)
         return self._complete(ready, now_ms)
 
@@ -248,7 +246,7 @@ class NodeCore:
                 inp = ReceivePeerMessage(self.node_id, message)
                 try:
                     ready += self._dispatch(inp, now_ms)
-                except InvalidInputError as error:
+                except (InvalidInputError, RemoteProtocolError) as error:
                     ready += self._refuse(inp, error)
             ready += self._follow(now_ms)
             ready += self._publish(now_ms)

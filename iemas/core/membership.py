@@ -150,7 +150,8 @@ class Membership:
         """
         match inp:
             case PublishReport(report):
-                self._accept(report, now_ms)
+                # The rules are for others' reports: a clock set back must not silence this node.
+                self._store(report, self._nodes.get(self._own_id))
                 return self._push((SignedReport.wrap(report),), to=self.get_peers())
             case ReceiveGossip(sender, message):
                 ready = self._receive(sender, message, now_ms)
@@ -186,8 +187,8 @@ class Membership:
         ready = Ready()
         for wrapped in reports:
             report = wrapped.unwrap()
-            if report is None:
-                continue
+            if report is None or report.message.stamp.node_id == self._own_id:
+                continue  # what an earlier process of this node said is no news to it
             known = report.message.stamp.node_id in self._nodes
             try:
                 self._accept(report, now_ms)

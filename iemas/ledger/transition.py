@@ -176,7 +176,11 @@ def apply_withdraw_escrow(
 
 
 def apply_post_ask(state: LedgerState, account: AccountId, body: PostAsk) -> TransactionResult:
-    """Replace the sender's standing ask, and remember in which terms the old one stood."""
+    """Replace the sender's standing ask, and remember in which terms the old one stood.
+
+    Every ask of an open term is remembered, as rounds cleared at it are still re-checked; so an ask
+    can be replaced only so often.
+    """
     hub = body.ask.hub
     if hub not in state.current_terms:
         return refuse(ResultCode.UNKNOWN_HUB)
@@ -185,8 +189,10 @@ def apply_post_ask(state: LedgerState, account: AccountId, body: PostAsk) -> Tra
     record = state.asks.get(key)
     past: tuple[PastAsk, ...] = ()
     if record is not None:
-        replaced = PastAsk(record.prices, record.from_term, current)
-        past = (*record.past, replaced)[-MAX_PAST_ASKS:]
+        if len(record.past) >= MAX_PAST_ASKS:
+            limit = f"the ask was replaced {MAX_PAST_ASKS} times within the open terms; wait"
+            return refuse(ResultCode.INVALID_ENTRY, limit)
+        past = (*record.past, PastAsk(record.prices, record.from_term, current))
     state.asks[key] = AskRecord(body.ask.prices, current, past)
     return OK
 

@@ -54,8 +54,11 @@ def test_asks_of_closed_terms_are_forgotten(chain: LedgerChain) -> None:
     assert chain.state.get_asks_of_term(chain.hub, node, 0) == (NEW,)
 
 
-def test_past_asks_are_bounded(chain: LedgerChain) -> None:
+def test_an_ask_is_replaced_only_so_often_within_the_open_terms(chain: LedgerChain) -> None:
+    """Rounds cleared at an ask are re-checked while its term is open: none may be forgotten."""
     node = chain.get_node("node-1")
-    for price in range(1, MAX_PAST_ASKS + 10):
-        chain.submit("node-1", PostAsk(Ask(chain.hub, Prices(price, 1, 1))))
+    asks = [PostAsk(Ask(chain.hub, Prices(price, 1, 1))) for price in range(1, MAX_PAST_ASKS + 3)]
+    codes = [chain.submit("node-1", ask).code for ask in asks]
+    assert codes == [ResultCode.OK] * (MAX_PAST_ASKS + 1) + [ResultCode.INVALID_ENTRY]
+    assert chain.state.get_ask(chain.hub, node) == asks[-2].ask.prices
     assert len(chain.state.get_asks_of_term(chain.hub, node, 0)) == MAX_PAST_ASKS + 1
