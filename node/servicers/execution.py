@@ -22,6 +22,7 @@ from node.execution import Execution, ExecutionFrame
 from node.metrics import TASKS, TOKENS
 
 _log = structlog.get_logger(__name__)
+START_TIMEOUT_S = 10.0
 ACKNOWLEDGE_TIMEOUT_S = 30.0
 FINAL_ACKNOWLEDGE_TIMEOUT_S = 5.0
 
@@ -151,9 +152,12 @@ class _Call:
 
 async def _read_start(requests: AsyncIterator[Request]) -> TaskStart:
     try:
-        first = await anext(requests)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            first = await anext(requests)
     except StopAsyncIteration:
         raise RemoteProtocolError("the stream ended before it began") from None
+    except TimeoutError:
+        raise RemoteProtocolError(f"no start message came within {START_TIMEOUT_S:.0f} s") from None
     if first.WhichOneof("message") != "start":
         raise RemoteProtocolError("a task begins with its start message")
     return wire.from_proto(TaskStart, first.start)
