@@ -32,7 +32,7 @@ from examples.demo_report import (
     render_outcome,
     render_turns,
 )
-from iemas import AsyncClient
+from iemas import AsyncClient, BidOptions
 from iemas.core.errors import IemasError
 from iemas.core.types import AccountId, NodeId
 from iemas.tls import parse_address
@@ -48,6 +48,11 @@ OWN_CONVERSATIONS = HERE / "conversations.jsonl"
 ROTATIONS = 3
 SETTLE_S = 120.0
 PLAIN_WIDTH = 120
+STAGGER_S = 0.5
+"""Users do not come in the same instant; each finds the market as the others have left it."""
+# A late token is worth a little less: enough to prefer an idle node to a busy one, and too little
+# to leave a node that holds the prompt.
+BID = BidOptions(deadline_ms=2_000, decay_ms=600_000)
 EXTRA_QUESTION = "In one sentence: what is an auction?"
 console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
@@ -118,6 +123,7 @@ class Demo:
         tokenizer = await client.models.get_tokenizer()
         token_ids = tokenizer.encode(talk.passages)[: self._options.passage_tokens]
         passages = tokenizer.decode(token_ids)
+        await asyncio.sleep((number - 1) * STAGGER_S)
         messages: list[dict[str, str]] = []
         previous = 0
         for turn, question in enumerate(talk.questions, start=1):
@@ -141,7 +147,11 @@ class Demo:
         self.report.waiting[name] = f"turn {turn}: bidding, reading the prompt"
         try:
             async with await client.chat.completions.create(
-                messages=messages, max_tokens=self._options.max_tokens, temperature=0, stream=True
+                messages=messages,
+                max_tokens=self._options.max_tokens,
+                temperature=0,
+                bid=BID,
+                stream=True,
             ) as stream:
                 self.report.waiting[name] = f"turn {turn}: answering"
                 completion = await stream.collect()
