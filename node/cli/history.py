@@ -133,7 +133,9 @@ class History:
 
     def check_rounds(self) -> None:
         """Re-check the rounds that were cleared on the current height."""
-        for signed in self._waiting.pop(self.height, []):
+        # A round that only some nodes have came after the later ones of the others.
+        waiting = self._waiting.pop(self.height, [])
+        for signed in sorted(waiting, key=lambda t: (t.message.term, t.message.round)):
             place = (signed.message.term, signed.message.round)
             try:
                 self._follow(signed)
