@@ -115,6 +115,19 @@ class Execution:
         """What all that was delivered until now owes."""
         return compute_amount_micros(self.allocation.rates, self._compute_usage())
 
+    def compute_cosigned_with(self, receipt: Signed[Receipt]) -> int:
+        """Compute `cosigned_micros` as it will be once this open receipt is acknowledged.
+
+        A later receipt may owe less, when the backend reports more cached tokens at the end, and
+        the requester's total may count it already.
+        """
+        later = [
+            issued.message.amount_micros
+            for sequence, issued in self._issued.items()
+            if sequence > receipt.message.sequence
+        ]
+        return min([receipt.message.amount_micros, *later])
+
     def _compute_least(self, acknowledged_micros: int) -> int:
         issued = [receipt.message.amount_micros for receipt in self._issued.values()]
         return min([acknowledged_micros, *issued])

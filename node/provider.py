@@ -259,7 +259,7 @@ class Provider:
         receipt = execution.check_acknowledgement(countersigned)
         book = self._add_total(execution.start.allocation, countersigned.total)
         active = self._get_active(_get_key(execution))
-        owed = book.ended_cosigned_micros + receipt.message.amount_micros
+        owed = book.ended_cosigned_micros + execution.compute_cosigned_with(receipt)
         owed += sum(other.cosigned_micros for other in active if other is not execution)
         _require_covered(book.newest.message.total_micros, owed)
         trusted = sum(other.first_window_micros for other in active)

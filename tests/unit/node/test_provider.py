@@ -332,6 +332,20 @@ def test_acknowledgements_of_parallel_tasks_may_overtake_each_other(desk: Desk) 
         one.acknowledge()
 
 
+def test_a_total_may_count_a_last_receipt_that_owes_less_than_the_one_acknowledged(
+    desk: Desk,
+) -> None:
+    """The backend found more cached at the end than the allocation showed."""
+    one, other = desk.begin(prompt_tokens=400), desk.begin(prompt_tokens=400)
+    one.deliver(50)
+    other.deliver(50)
+    one.finish(cached_tokens=384)
+    other.finish(cached_tokens=384)
+    assert one.answers[-1].total.message.total_micros < other.answers[0].total.message.total_micros
+    other.acknowledge_all()
+    one.acknowledge_all()
+
+
 def test_starts_of_parallel_tasks_may_overtake_acknowledgements(desk: Desk) -> None:
     one = desk.begin(max_tokens=200)
     meter = desk.get_buyer().make_meter()
