@@ -58,7 +58,7 @@ protos-check: setup ## Fail if iemas/v1 is not what protos/ generates.
 	    echo "error: iemas/v1 differs from protos/: run make protos" >&2; exit 1; }
 
 test-fast: setup ## Run all tests that need neither vLLM nor Docker (under 2 minutes).
-	$(BIN)/python -m pytest --ignore=tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
 
 test-e2e: setup ## Run the tests on real vLLM and real Compose.
 	$(BIN)/python -m pytest tests/e2e

@@ -65,6 +65,7 @@ def export_findings(findings: Findings) -> dict[str, Any]:
         "terms": findings.terms,
         "rounds": findings.rounds,
         "bids": findings.bids,
+        "fees_micros": findings.fees_micros,
         "allocations": findings.allocations,
         "rounds_by_auctioneer": dict(findings.rounds_by_auctioneer),
         "nodes": [

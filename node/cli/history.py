@@ -28,6 +28,7 @@ from iemas.genesis import load_genesis
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Block, ResultCode, RoundRoots
+from iemas.ledger.transfer import TREASURY
 from iemas.rpc_errors import from_rpc_error
 from iemas.tls import Address
 from iemas.v1 import market_service_pb2 as pb
@@ -63,6 +64,7 @@ class Findings:
     terms: int = 0
     rounds: int = 0
     bids: int = 0
+    fees_micros: int = 0
     allocations: int = 0
     rounds_by_auctioneer: Counter[str] = field(default_factory=Counter)
     nodes: list[NodeVerdict] = field(default_factory=list)
@@ -151,6 +153,7 @@ class History:
         findings.height = self.height
         findings.state_root = self.roots[self.height]
         findings.money_micros = self.state.get_total_money()
+        findings.fees_micros = self.state.get_funds(TREASURY)
         findings.terms = self.state.get_term(self._genesis.hub).number + 1
         return findings
 
