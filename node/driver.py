@@ -25,6 +25,7 @@ from node.transport import Member
 
 _log = structlog.get_logger(__name__)
 MAX_ANSWERS_WAITING = 10_000
+FLUSH_TIMEOUT_S = 0.05
 QUIET_EVENTS = frozenset({"round_verified"})
 
 
@@ -33,6 +34,10 @@ class Transport(Protocol):
 
     def send(self, to: NodeId, message: Any) -> bool:
         """Queue a message; never waits."""
+        ...
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until what was sent is on its way, at most so long."""
         ...
 
     def set_members(self, members: Mapping[NodeId, Member]) -> None:
@@ -136,6 +141,11 @@ class Driver:
     def _wake(self) -> None:
         self._timer = None
         self.step(TimePassed())
+
+    async def flush_sends(self) -> None:
+        """Wait until what was sent to peers is on its way, but not for a slow one."""
+        if self._transport is not None:
+            await self._transport.flush(FLUSH_TIMEOUT_S)
 
     def stop(self) -> None:
         """Arm no more timers."""

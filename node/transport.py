@@ -209,6 +209,8 @@ class _Outbound:
         self._queue: deque[tuple[peer_service_pb2.DeliverRequest, int]] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
+        self.flushed = asyncio.Event()
+        self.flushed.set()
         self._closed = False
         self._call: Any = None
         self._task = asyncio.create_task(self._run(), name=f"peer {short_id(address.node_id)}")
@@ -217,6 +219,7 @@ class _Outbound:
         self._queue.append((request, size))
         self._queued_bytes += size
         self._drop_excess()
+        self.flushed.clear()
         self._wake.set()
 
     def _drop_excess(self) -> None:
@@ -300,6 +303,7 @@ class _Outbound:
     async def _write_queue(self, call: Any) -> None:
         while not (call.done() or self._closed):
             if not self._queue:
+                self.flushed.set()
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -460,6 +464,15 @@ class PeerTransport:
         request, size = self._convert(message)
         outbound.send(request, size)
         return True
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until what was sent to connected members is on its way, at most so long."""
+        waits = [one.flushed.wait() for one in self._outbound.values() if one.connected]
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*waits)
+        except TimeoutError:
+            return
 
     def _convert(self, message: PeerMessage) -> tuple[peer_service_pb2.DeliverRequest, int]:
         """Convert to protobuf, once for a message that goes to many peers in a row."""

@@ -82,6 +82,9 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
             reason = FinishReason.FAILED
         self._watch.flush()
         self._driver.carry_out(self._driver.core.release_task(execution, now_ms=get_now_ms()))
+        # The requester may bid for its next turn as soon as it has the last receipt: the digest and
+        # the free slot must not come after that bid.
+        await self._driver.flush_sends()
         for frame in execution.finish(reason, cached_tokens=cached_tokens):
             yield frame
         await call.wait_done()
