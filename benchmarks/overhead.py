@@ -3,8 +3,8 @@
 A local market of real processes on simulated backends that answer at once; the same requests go
 directly to a backend and through the market at a fixed rate, in one run on one machine. The
 figure is the difference of the times to the first token. The market's own processes, the load and
-the backends share the machine. Target (docs/ARCHITECTURE.md, design §12): p50 / p99 added ≤ 8 / 30 ms
-at 50 requests a second.
+the backends share the machine. Target (docs/ARCHITECTURE.md, design §12): p50 / p99 added
+≤ 8 / 30 ms at 50 requests a second.
 
     python -m benchmarks.overhead --rate 50 --seconds 10 --json -
 """
@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 import aiohttp
-import iemas
 import numpy as np
+
+import iemas
+from benchmarks._report import add_json_option, write_report
 from node.keystore import load_key
 from node.local_market.market import LocalMarket
 from node.local_market.plan import CUSTOMER, Funds, MarketPlan
-
-from benchmarks._report import add_json_option, write_report
 
 FAST = ("--prefill-us-per-token", "0", "--decode-ms", "1", "--slots", "64")
 PROMPT_CHARACTERS = 2_000
