@@ -64,30 +64,38 @@ def _match_dense(gains: DenseGains, slots: IntArray) -> tuple[IntArray, IntArray
 
 
 def _match_candidates(gains: CandidateGains, slots: IntArray) -> tuple[IntArray, IntArray]:
-    """Match tasks with slots over candidate lists; give pairs of task and provider.
+    """Match tasks with slots over candidate lists; give pairs of task and provider."""
+    tasks, copies = match_expanded(make_candidate_graph(gains, slots))
+    placed = np.flatnonzero(copies < slots.sum())
+    slot_provider = np.repeat(np.arange(len(slots)), slots)
+    return tasks[placed], slot_provider[copies[placed]]
+
+
+def match_expanded(graph: csr_array) -> tuple[IntArray, IntArray]:
+    """Match each row of a sparse matrix of costs with a column, at the least total."""
+    rows, columns = min_weight_full_bipartite_matching(graph)
+    return rows.astype(np.int64), columns.astype(np.int64)
+
+
+def make_candidate_graph(gains: CandidateGains, slots: IntArray) -> csr_array:
+    """Expand candidate lists to costs of tasks at slots.
 
     The solver wants a full matching and no cost of 0, so each task gets a column of its own for
     staying unmatched, and every cost is what welfare falls short of one more than the best.
     """
-    n_tasks = gains.shape[0]
+    n_tasks, n_slots = gains.shape[0], int(slots.sum())
     named = gains.values > 0
     task = np.repeat(np.arange(n_tasks), named.sum(axis=1))
     provider, value = gains.providers[named], gains.values[named]
-    copies = slots[provider]
-    first = np.cumsum(slots) - slots
+    copies, first = slots[provider], np.cumsum(slots) - slots
     # Number the copies of each pair's provider: 0, 1, … up to its slots.
     offset = np.arange(int(copies.sum())) - np.repeat(np.cumsum(copies) - copies, copies)
-    n_slots = int(slots.sum())
     rows = np.concatenate((np.repeat(task, copies), np.arange(n_tasks)))
     columns = np.concatenate(
         (np.repeat(first[provider], copies) + offset, n_slots + np.arange(n_tasks))
     )
     most = int(value.max(initial=0)) + 1
     costs = np.concatenate((most - np.repeat(value, copies), np.full(n_tasks, most)))
-    graph = csr_array(
+    return csr_array(
         (costs.astype(np.float64), (rows, columns)), shape=(n_tasks, n_slots + n_tasks)
     )
-    tasks, matched = min_weight_full_bipartite_matching(graph)
-    placed = matched < n_slots
-    slot_provider = np.repeat(np.arange(len(slots)), slots)
-    return tasks[placed].astype(np.int64), slot_provider[matched[placed]]
