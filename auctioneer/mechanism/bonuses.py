@@ -1,9 +1,10 @@
 """Bonuses: what each provider adds to the market, W − W_{−i}, all from one matching.
 
-Taking a provider away is taking its slots away one by one. Free slots cost nothing. Each used slot
-costs the shortest way out of the residual graph from i: one of its tasks moves on, perhaps pushes
-another, until a free slot is reached or a task leaves the market. After each the matching is
-optimal for what is left (successive shortest paths), so the costs sum to W − W_{−i} exactly.
+Without provider i and its tasks the matching of the others stays optimal. Then i's tasks come back
+one by one, each by the best augmenting path of the residual graph: it goes to a provider, which
+passes one of its own on, until a free slot is reached or a task leaves the market. After each the
+matching is optimal for what is there (successive shortest paths), so what they fail to bring back
+of S_i is W − W_{−i}, exactly.
 
 Three things make that cheap. Let q_k be the shortest way out from k: the greatest competitive
 price, what the market would lose with one slot at k. One relaxation gives all q and the way out
@@ -31,7 +32,7 @@ import numpy as np
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.mechanism.gains import Gains, split_tasks
 from auctioneer.mechanism.reference import Reference
-from auctioneer.mechanism.removals import RemovalBatch
+from auctioneer.mechanism.reinsertion import ReinsertionBatch
 from auctioneer.mechanism.residual import Residual
 from iemas.core.errors import InternalError
 
@@ -64,7 +65,7 @@ def compute_vcg_bonuses(gains: Gains, assignment: IntArray, residual: Residual) 
     size = max(1, _BATCH_ENTRIES // (len(bonuses) + 1))
     for start in range(0, len(rest), size):
         providers = rest[start : start + size]
-        batch = RemovalBatch(gains, residual, greatest, exits, providers)
+        batch = ReinsertionBatch(gains, residual, greatest, exits, providers)
         bonuses[providers] = batch.run()
     return bonuses
 

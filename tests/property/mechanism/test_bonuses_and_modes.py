@@ -19,7 +19,7 @@ from auctioneer.mechanism.errors import (
 from auctioneer.mechanism.gains import Gains, read_market
 from auctioneer.mechanism.modes import compute_surcharges
 from auctioneer.mechanism.reference import Reference
-from auctioneer.mechanism.removals import RemovalBatch
+from auctioneer.mechanism.reinsertion import ReinsertionBatch
 from iemas.core.params import CLEARING_MODES
 from tests.property.mechanism.brute_force import (
     draw_large_market,
@@ -120,7 +120,7 @@ def compute_by_batch(gains: Gains, slots: IntArray) -> tuple[list[int], list[int
     priced = match_and_price(gains, slots)
     greatest, exits = compute_greatest_prices(priced.residual)
     providers = np.arange(len(slots))
-    batch = RemovalBatch(gains, priced.residual, greatest, exits, providers)
+    batch = ReinsertionBatch(gains, priced.residual, greatest, exits, providers)
     market = Reference.make(gains, priced.assignment, priced.residual, greatest, exits)
     return batch.run().tolist(), [market.compute_bonus(i) for i in range(len(slots))]
 
