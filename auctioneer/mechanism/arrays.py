@@ -70,7 +70,7 @@ def validate_slots(slots: object, n_providers: int) -> None:
         raise InvalidSlotsError("slots must not be negative", argument="slots")
 
 
-def validate_total(welfare: IntArray) -> None:
+def validate_total(welfare: IntArray, limit: int = MAX_TOTAL_MICROS) -> None:
     """Refuse a market whose matching might not be exact.
 
     welfare: one row a task, of all providers or of its candidates.
@@ -80,9 +80,9 @@ def validate_total(welfare: IntArray) -> None:
         return
     best = np.maximum(welfare.max(axis=1), 0)
     # The largest entry goes first, so that the sum below cannot wrap.
-    if int(best.max()) > MAX_TOTAL_MICROS or sum(best.tolist()) > MAX_TOTAL_MICROS:
+    if int(best.max()) > limit or sum(best.tolist()) > limit:
         raise WelfareOverflowError(
-            f"the tasks' best pairs sum to over {MAX_TOTAL_MICROS} micro-credits in welfare; "
+            f"the tasks' best pairs sum to over {limit} micro-credits in welfare; "
             "clear fewer tasks in a round or use a larger unit",
             argument="welfare",
         )

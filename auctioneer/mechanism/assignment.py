@@ -8,7 +8,8 @@ the rest: the dense one for matrices, LAPJVsp for candidate lists (docs/adr/0012
 float64, yet exactly: with R the sum over the tasks of their best welfare, an alternating path
 meets a task at most once with each sign, so path lengths stay within R, column potentials within
 2R, row potentials within 3R, and the solver's partial sums within 7R. `MAX_TOTAL_MICROS` keeps 8R
-at or below 2^53, up to which float64 holds every integer.
+at or below 2^53, up to which float64 holds every integer. Candidate lists are held to half of it,
+as their costs have an offset of up to R, which cancels along a path but once.
 
 Ties: among optimal matchings the solver's own is taken. It depends on the order of rows and
 columns and on nothing else, so the caller decides ties by the order in which it passes providers

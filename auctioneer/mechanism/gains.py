@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from auctioneer.mechanism.arrays import (
+    MAX_TOTAL_MICROS,
     IntArray,
     describe,
     is_int64,
@@ -134,7 +135,7 @@ def read_market(welfare: IntArray | CandidateWelfare, slots: IntArray) -> Gains:
         return DenseGains(validate_market(welfare, slots))
     _validate_lists(welfare)
     validate_slots(slots, welfare.n_providers)
-    validate_total(welfare.welfare_micros)
+    validate_total(welfare.welfare_micros, MAX_TOTAL_MICROS // 2)
     return CandidateGains.make(welfare)
 
 

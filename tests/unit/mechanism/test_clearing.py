@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auctioneer.mechanism import clear, decode_clearing, encode_clearing, verify
+from auctioneer.mechanism import CandidateWelfare, clear, decode_clearing, encode_clearing, verify
 from auctioneer.mechanism.arrays import MAX_TOTAL_MICROS, IntArray
 from auctioneer.mechanism.errors import (
+    InvalidCandidatesError,
     InvalidSlotsError,
     InvalidWelfareError,
     MalformedClearingError,
@@ -106,7 +107,12 @@ def test_inputs_stay_as_they_are_and_results_are_read_only() -> None:
     welfare = WELFARE.copy()
     clearing = clear(welfare, slots(1, 1))
     assert (welfare == WELFARE).all()
-    for values in (clearing.assignment, clearing.slot_prices, clearing.surcharges):
+    for values in (
+        clearing.assignment,
+        clearing.slot_prices,
+        clearing.vcg_bonuses,
+        clearing.surcharges,
+    ):
         assert values.dtype == np.int64
         with pytest.raises(ValueError, match="read-only"):
             values[0] = 1
@@ -185,6 +191,10 @@ def test_a_clearing_travels_unchanged() -> None:
         ("slot_prices_micros", (200,)),
         ("slot_prices_micros", (200, 2**64)),
         ("slot_prices_micros", (200, True)),
+        ("slot_prices_micros", (200, -1)),
+        ("vcg_bonuses_micros", (500,)),
+        ("vcg_bonuses_micros", (500, -1)),
+        ("vcg_bonuses_micros", (500, MAX_TOTAL_MICROS + 1)),
         ("predecessor_tasks", (2, 3)),
         ("predecessor_tasks", (2, 2, 2)),
     ],
@@ -200,3 +210,52 @@ def test_a_result_of_an_unknown_mode_is_refused() -> None:
     result = dataclasses.replace(encode_clearing(clear(WELFARE, slots(1, 1))), mode="gift")
     with pytest.raises(UnknownModeError):
         decode_clearing(result, WELFARE, slots(1, 1))
+
+
+# --- candidate lists -----------------------------------------------------------------------------
+
+LISTS = CandidateWelfare(
+    matrix([0, 1], [1, 0], [0, -1]), matrix([500, 300], [350, 400], [200, 9]), 2
+)
+
+
+def test_candidate_lists_clear_like_their_matrix() -> None:
+    welfare = matrix([500, 300], [400, 350], [200, 0])
+    assert encode_clearing(clear(LISTS, slots(1, 1))) == encode_clearing(
+        clear(welfare, slots(1, 1))
+    )
+    verify(welfare, slots(1, 1), clear(LISTS, slots(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"providers": LISTS.providers.astype(np.int32)}, "providers"),
+        ({"providers": LISTS.providers[0]}, "providers"),
+        ({"providers": LISTS.providers[:, :1]}, "welfare_micros"),
+        ({"providers": matrix([0, 2], [1, 0], [0, -1])}, "providers"),
+        ({"providers": matrix([0, -2], [1, 0], [0, -1])}, "providers"),
+        ({"providers": matrix([0, 0], [1, 0], [0, -1])}, "providers"),
+        ({"welfare_micros": LISTS.welfare_micros.astype(float)}, "welfare_micros"),
+        ({"n_providers": -1}, "n_providers"),
+        ({"n_providers": 2.0}, "n_providers"),
+    ],
+)
+def test_malformed_lists_are_refused(changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InvalidCandidatesError) as refused:
+        clear(dataclasses.replace(LISTS, **changes), slots(1, 1))
+    assert refused.value.argument == argument
+
+
+def test_lists_too_large_to_be_exact_are_refused() -> None:
+    values = matrix([MAX_TOTAL_MICROS // 2, 0], [1, 0], [0, 0])
+    with pytest.raises(WelfareOverflowError):
+        clear(dataclasses.replace(LISTS, welfare_micros=values), slots(1, 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_empty_lists_clear(shape: tuple[int, int]) -> None:
+    lists = CandidateWelfare(np.zeros(shape, np.int64), np.zeros(shape, np.int64), 1)
+    clearing = clear(lists, slots(1))
+    assert clearing.assignment.tolist() == [-1] * shape[0]
+    verify(lists, slots(1), clearing)
