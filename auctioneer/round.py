@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from auctioneer.books import TermBooks
 from auctioneer.clear_round import OpenedTask, ProviderView, clear_round
 from auctioneer.opening import BidDecoder, get_bid_context, open_bid, open_chain
-from auctioneer.outcomes import derive_outcomes
+from auctioneer.outcomes import ClearedRound, derive_outcomes
 from iemas.core.auction import (
     Allocation,
     BidAccepted,
@@ -325,14 +325,14 @@ class Auctioneer:
         if len(release.shares) != len(opened.bids):
             raise RemoteProtocolError("the release does not hold one share a bid")
         self._open_round = None
-        transcript, outcomes = self._clear(opened, notice.release, now_ms)
-        self.transcript_hashes.append(transcript.hash)
-        ready = self._announce(opened, transcript, outcomes)
+        cleared, outcomes = self._clear(opened, notice.release, now_ms)
+        self.transcript_hashes.append(cleared.transcript.hash)
+        ready = self._announce(opened, cleared, outcomes)
         return ready + self._try_close(now_ms)
 
     def _clear(
         self, opened: _OpenRound, release: Signed[ShareRelease], now_ms: int
-    ) -> tuple[Signed[Transcript], tuple[Allocation | Unmatched, ...]]:
+    ) -> tuple[ClearedRound, tuple[Allocation | Unmatched, ...]]:
         tasks = [
             self._open_task(bid, share)
             for bid, share in zip(opened.bids, release.message.shares, strict=True)
@@ -353,7 +353,7 @@ class Auctioneer:
         )
         outcomes = derive_outcomes(cleared, self.books, self._params)
         self.books.record_allocations(o for o in outcomes if isinstance(o, Allocation))
-        return cleared.transcript, outcomes
+        return cleared, outcomes
 
     def _get_funds(self, account: AccountId) -> int:
         allowance = self._market.get_allowance(account, self.term.number)
@@ -379,7 +379,7 @@ class Auctioneer:
     def _announce(
         self,
         opened: _OpenRound,
-        transcript: Signed[Transcript],
+        cleared: ClearedRound,
         outcomes: Sequence[Allocation | Unmatched],
     ) -> Ready:
         answers = []
@@ -393,15 +393,16 @@ class Auctioneer:
             proof = compute_inclusion_proof(opened.hashes, index)
             answer = RoundOutcome(opened.close, proof, allocation, unmatched)
             answers.append(Answer(bid.stream, bid.hash, answer))
-        message = transcript.message
+        message = cleared.transcript.message
         fields = {
             "term": message.term,
             "round": message.round,
             "bids": len(opened.bids),
             "matched": sum(isinstance(outcome, Allocation) for outcome in outcomes),
             "welfare_micros": message.clearing.welfare_micros,
+            "vcg_deficit_micros": cleared.clearing.vcg_deficit_micros,
         }
-        notice = TranscriptNotice(transcript)
+        notice = TranscriptNotice(cleared.transcript)
         return Ready(
             send=tuple(Send(node, notice) for node in self._market.get_receivers()),
             answers=tuple(answers),

@@ -230,6 +230,6 @@ def _check_clearing(
     matched = [transcript.tasks[n].matched_blocks for n in taking_part]
     valuation, slots = compute_round_valuation(open_bids, transcript.providers, matched, params)
     require_valid(transcript.clearing.mode == params.mode, "cleared in another mode than genesis")
-    clearing = decode_clearing(transcript.clearing, len(open_bids), len(transcript.providers))
+    clearing = decode_clearing(transcript.clearing, valuation.welfare_micros, slots)
     verify(valuation.welfare_micros, slots, clearing)
     return ClearedRound(signed, open_bids, taking_part, valuation, clearing)

@@ -14,6 +14,7 @@ from auctioneer.mechanism.clearing import (
     decode_clearing,
     encode_clearing,
 )
+from auctioneer.mechanism.gains import CandidateWelfare
 from auctioneer.mechanism.valuation import (
     Prediction,
     Valuation,
@@ -23,6 +24,7 @@ from auctioneer.mechanism.valuation import (
 )
 
 __all__ = [
+    "CandidateWelfare",
     "Certificate",
     "Clearing",
     "Prediction",

@@ -38,8 +38,8 @@ def freeze(values: IntArray) -> IntArray:
     return values
 
 
-def validate_market(welfare: object, slots: object) -> tuple[IntArray, IntArray]:
-    """Check the two arrays that describe a market and return them as they are.
+def validate_market(welfare: object, slots: object) -> IntArray:
+    """Check the two arrays that describe a market; give the gains, welfare but at least 0.
 
     welfare: micro-credits, int64, shape (n_tasks, n_providers); entries ≤ 0 are not feasible.
     slots: free slots, int64, shape (n_providers,), no entry negative.
@@ -47,36 +47,49 @@ def validate_market(welfare: object, slots: object) -> tuple[IntArray, IntArray]
     """
     if not (isinstance(welfare, np.ndarray) and is_int64(welfare, 2)):
         raise InvalidWelfareError(
-            f"welfare must be an int64 matrix (n_tasks, n_providers), got {_describe(welfare)}",
+            f"welfare must be an int64 matrix (n_tasks, n_providers), got {describe(welfare)}",
             argument="welfare",
         )
-    n_providers = welfare.shape[1]
+    validate_slots(slots, welfare.shape[1])
+    gains = np.maximum(welfare, 0)
+    validate_total(gains)
+    return gains
+
+
+def validate_slots(slots: object, n_providers: int) -> None:
+    """Check free slots.
+
+    Raises: InvalidSlotsError.
+    """
     if not (isinstance(slots, np.ndarray) and is_int64(slots, 1) and len(slots) == n_providers):
         raise InvalidSlotsError(
-            f"slots must be an int64 array ({n_providers},), got {_describe(slots)}",
+            f"slots must be an int64 array ({n_providers},), got {describe(slots)}",
             argument="slots",
         )
     if n_providers and slots.min() < 0:
         raise InvalidSlotsError("slots must not be negative", argument="slots")
-    _validate_total(welfare)
-    return welfare, slots
 
 
-def _validate_total(welfare: IntArray) -> None:
-    """Refuse a market whose matching might not be exact."""
+def validate_total(welfare: IntArray, limit: int = MAX_TOTAL_MICROS) -> None:
+    """Refuse a market whose matching might not be exact.
+
+    welfare: one row a task, of all providers or of its candidates.
+    Raises: WelfareOverflowError.
+    """
     if welfare.size == 0:
         return
     best = np.maximum(welfare.max(axis=1), 0)
     # The largest entry goes first, so that the sum below cannot wrap.
-    if int(best.max()) > MAX_TOTAL_MICROS or sum(best.tolist()) > MAX_TOTAL_MICROS:
+    if int(best.max()) > limit or sum(best.tolist()) > limit:
         raise WelfareOverflowError(
-            f"the tasks' best pairs sum to over {MAX_TOTAL_MICROS} micro-credits in welfare; "
+            f"the tasks' best pairs sum to over {limit} micro-credits in welfare; "
             "clear fewer tasks in a round or use a larger unit",
             argument="welfare",
         )
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """Say what a value is, for an error."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return type(value).__name__

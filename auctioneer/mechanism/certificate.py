@@ -1,6 +1,6 @@
 """Checking a clearing without a solver, and without agreement on ties.
 
-Three facts prove a clearing, each checked in time linear in the welfare matrix:
+Four facts prove a clearing. The first two are checked in time linear in the welfare matrix:
 
 1. *Optimal.* With the duals π and u_j = max(0, max_i w_ij − π_i), any matching's welfare is at
    most Σ_j u_j + Σ_i slots_i · π_i. Complementary slackness (every matched task sits where it
@@ -9,7 +9,9 @@ Three facts prove a clearing, each checked in time linear in the welfare matrix:
 2. *Least.* Many duals prove the same optimum. Any dual p has p_i ≥ w_ji for an unmatched j, and
    p_i ≥ w_ji − w_jk + p_k for a j matched at k. So a predecessor of each positive π_i, where
    equality holds and no circle closes, shows by induction that no dual has a smaller π_i.
-3. *Charged by rule.* Surcharges are what the mode's rule gives.
+3. *Bonuses.* W − W_{−i} does not depend on which optimal matching it is computed from, so once 1
+   holds the verifier computes all of them from the claimed one, without a solver, and compares.
+4. *Charged by rule.* Surcharges are what the mode's rule gives.
 Source: docs/spec/auction.md §4; design §5.
 """
 
@@ -17,14 +19,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from auctioneer.mechanism.arrays import (
-    MAX_TOTAL_MICROS,
-    IntArray,
-    is_int64,
-    validate_market,
+from auctioneer.mechanism.arrays import IntArray, is_int64
+from auctioneer.mechanism.bonuses import compute_vcg_bonuses
+from auctioneer.mechanism.clearing import (
+    Clearing,
+    compute_own_gains,
+    validate_amounts,
+    validate_indices,
 )
-from auctioneer.mechanism.assignment import compute_total
-from auctioneer.mechanism.clearing import Clearing, validate_indices
 from auctioneer.mechanism.errors import (
     CapacityExceededError,
     ComplementarySlacknessError,
@@ -32,28 +34,33 @@ from auctioneer.mechanism.errors import (
     InfeasiblePairError,
     MalformedClearingError,
     PriceNotLeastError,
+    WrongBonusError,
     WrongSurchargeError,
     WrongWelfareError,
 )
-from auctioneer.mechanism.modes import get_surcharge_rule
+from auctioneer.mechanism.gains import CandidateWelfare, Gains, read_market
+from auctioneer.mechanism.modes import compute_surcharges, validate_mode
+from auctioneer.mechanism.residual import build_residual
 
 
-def verify(welfare: IntArray, slots: IntArray, clearing: Clearing) -> None:
+def verify(welfare: IntArray | CandidateWelfare, slots: IntArray, clearing: Clearing) -> None:
     """Check that a clearing is what the mechanism gives for this market, up to ties.
 
     welfare, slots: as for `clear`.
     Raises: the errors of `clear` for bad input; else a subclass of InvalidClearingError that
     names the rule broken: MalformedClearingError, InfeasiblePairError, CapacityExceededError,
     WrongWelfareError, ComplementarySlacknessError, PriceNotLeastError, CyclicPredecessorsError,
-    WrongSurchargeError.
+    WrongBonusError, WrongSurchargeError.
     """
-    welfare, slots = validate_market(welfare, slots)
-    compute_surcharges = get_surcharge_rule(clearing.mode)
-    _validate_arrays(clearing, *welfare.shape)
-    used = _verify_matching(welfare, slots, clearing)
-    _verify_optimal(welfare, slots, clearing, used)
-    _verify_least(welfare, clearing)
-    expected = compute_surcharges(clearing.assignment, clearing.slot_prices)
+    gains = verify_matching_and_prices(welfare, slots, clearing)
+    _verify_bonuses(gains, slots, clearing)
+    expected = compute_surcharges(
+        clearing.mode,
+        clearing.assignment,
+        compute_own_gains(gains, clearing.assignment),
+        clearing.slot_prices,
+        clearing.vcg_bonuses,
+    )
     wrong = np.flatnonzero(clearing.surcharges != expected)
     if len(wrong):
         raise WrongSurchargeError(
@@ -62,11 +69,29 @@ def verify(welfare: IntArray, slots: IntArray, clearing: Clearing) -> None:
         )
 
 
+def verify_matching_and_prices(
+    welfare: IntArray | CandidateWelfare, slots: IntArray, clearing: Clearing
+) -> Gains:
+    """Check the part of a clearing that needs no search: W, the matching, π and its proof.
+
+    Returns: the market's gains, for what comes next.
+    Raises: see `verify`.
+    """
+    gains = read_market(welfare, slots)
+    validate_mode(clearing.mode)
+    _validate_arrays(clearing, *gains.shape)
+    used = _verify_matching(gains, slots, clearing)
+    _verify_optimal(gains, slots, clearing, used)
+    _verify_least(gains, clearing)
+    return gains
+
+
 def _validate_arrays(clearing: Clearing, n_tasks: int, n_providers: int) -> None:
     """Check types, shapes and ranges, so that all later arithmetic is safe."""
     arrays = {
         "assignment": (clearing.assignment, n_tasks),
         "slot_prices": (clearing.slot_prices, n_providers),
+        "vcg_bonuses": (clearing.vcg_bonuses, n_providers),
         "surcharges": (clearing.surcharges, n_tasks),
         "predecessor_tasks": (clearing.certificate.predecessor_tasks, n_providers),
     }
@@ -75,20 +100,21 @@ def _validate_arrays(clearing: Clearing, n_tasks: int, n_providers: int) -> None
             raise MalformedClearingError(f"{name} must be int64 of length {length}", field=name)
     validate_indices("assignment", clearing.assignment, n_providers)
     validate_indices("predecessor_tasks", clearing.certificate.predecessor_tasks, n_tasks)
-    prices = clearing.slot_prices
-    if n_providers and (prices.min() < 0 or prices.max() > MAX_TOTAL_MICROS):
-        raise MalformedClearingError(
-            f"slot_prices must be in 0..{MAX_TOTAL_MICROS}", field="slot_prices"
-        )
+    for name, amounts in (
+        ("slot_prices", clearing.slot_prices),
+        ("vcg_bonuses", clearing.vcg_bonuses),
+    ):
+        validate_amounts(name, amounts)
     if type(clearing.welfare_micros) is not int:
         raise MalformedClearingError("welfare_micros must be an int", field="welfare_micros")
 
 
-def _verify_matching(welfare: IntArray, slots: IntArray, clearing: Clearing) -> IntArray:
+def _verify_matching(gains: Gains, slots: IntArray, clearing: Clearing) -> IntArray:
     """Check feasibility, capacity and the total; return the slots used per provider."""
     matched = np.flatnonzero(clearing.assignment >= 0)
     providers = clearing.assignment[matched]
-    infeasible = matched[welfare[matched, providers] <= 0]
+    own = gains.get_pairs(matched, providers)
+    infeasible = matched[own <= 0]
     if len(infeasible):
         raise InfeasiblePairError(
             f"task {infeasible[0]} is matched where its welfare is not positive",
@@ -101,7 +127,7 @@ def _verify_matching(welfare: IntArray, slots: IntArray, clearing: Clearing) -> 
             f"provider {over[0]} has {slots[over[0]]} slots and got {used[over[0]]} tasks",
             provider=int(over[0]),
         )
-    total = compute_total(welfare, clearing.assignment)
+    total = int(own.sum())
     if clearing.welfare_micros != total:
         raise WrongWelfareError(
             f"welfare_micros is {clearing.welfare_micros}, the matched pairs sum to {total}",
@@ -110,27 +136,27 @@ def _verify_matching(welfare: IntArray, slots: IntArray, clearing: Clearing) -> 
     return used
 
 
-def _verify_optimal(welfare: IntArray, slots: IntArray, clearing: Clearing, used: IntArray) -> None:
+def _verify_optimal(gains: Gains, slots: IntArray, clearing: Clearing, used: IntArray) -> None:
     """Check that slot prices and matching prove each other optimal."""
-    idle = np.flatnonzero((used < slots) & (clearing.slot_prices > 0))
+    prices, assignment = clearing.slot_prices, clearing.assignment
+    idle = np.flatnonzero((used < slots) & (prices > 0))
     if len(idle):
         raise ComplementarySlacknessError(
             f"provider {idle[0]} has a slot left, yet its slot price is positive",
             provider=int(idle[0]),
         )
-    gains = np.maximum(welfare, 0) - clearing.slot_prices
-    duals = np.maximum(gains.max(axis=1, initial=0), 0)
-    attained = np.zeros(len(welfare), dtype=np.int64)
-    matched = np.flatnonzero(clearing.assignment >= 0)
-    attained[matched] = gains[matched, clearing.assignment[matched]]
-    wrong = np.flatnonzero(attained != duals)
+    attained = np.zeros(len(assignment), dtype=np.int64)
+    matched = np.flatnonzero(assignment >= 0)
+    at = assignment[matched]
+    attained[matched] = gains.get_pairs(matched, at) - prices[at]
+    wrong = np.flatnonzero(attained != gains.compute_duals(prices))
     if len(wrong):
         raise ComplementarySlacknessError(
             f"task {wrong[0]} would gain more elsewhere at these slot prices", task=int(wrong[0])
         )
 
 
-def _verify_least(welfare: IntArray, clearing: Clearing) -> None:
+def _verify_least(gains: Gains, clearing: Clearing) -> None:
     """Check that predecessors force every positive slot price."""
     prices = clearing.slot_prices
     tasks = clearing.certificate.predecessor_tasks
@@ -145,14 +171,30 @@ def _verify_least(welfare: IntArray, clearing: Clearing) -> None:
     forcing = tasks[priced]
     sources = clearing.assignment[forcing]
     # What the forcing task gives up: its gain at its own provider, nothing if unmatched.
-    kept = np.where(sources >= 0, welfare[forcing, sources] - prices[sources], 0)
-    loose = priced[np.maximum(welfare[forcing, priced], 0) - kept != prices[priced]]
+    at_own = gains.get_pairs(forcing, np.maximum(sources, 0)) - prices[np.maximum(sources, 0)]
+    kept = np.where(sources >= 0, at_own, 0)
+    loose = priced[gains.get_pairs(forcing, priced) - kept != prices[priced]]
     if len(loose):
         raise PriceNotLeastError(
             f"the predecessor of provider {loose[0]} does not force its slot price",
             provider=int(loose[0]),
         )
     _verify_acyclic(len(prices), priced, sources)
+
+
+def _verify_bonuses(gains: Gains, slots: IntArray, clearing: Clearing) -> None:
+    """Compute every bonus from the matching, by now known to be optimal, and compare."""
+    residual = build_residual(gains, slots, clearing.assignment)
+    bonuses = compute_vcg_bonuses(gains, clearing.assignment, residual)
+    wrong = np.flatnonzero(clearing.vcg_bonuses != bonuses)
+    if len(wrong):
+        first = int(wrong[0])
+        raise WrongBonusError(
+            f"provider {first} has a bonus of {clearing.vcg_bonuses[first]} "
+            f"and adds {bonuses[first]} to the market",
+            provider=first,
+            expected=int(bonuses[first]),
+        )
 
 
 def _verify_acyclic(n_providers: int, priced: IntArray, sources: IntArray) -> None:

@@ -21,6 +21,10 @@ class WelfareOverflowError(MechanismInputError):
     """`welfare` is too large to be matched exactly: the tasks' best pairs sum to over 2^50."""
 
 
+class InvalidCandidatesError(MechanismInputError):
+    """Candidate lists must name providers in 0..n_providers − 1, none twice for a task; −1 pads."""
+
+
 class InvalidSlotsError(MechanismInputError):
     """`slots` must be an int64 array of shape (n_providers,), no entry negative."""
 
@@ -35,10 +39,6 @@ class InvalidPriceError(MechanismInputError):
 
 class UnknownModeError(MechanismInputError):
     """No clearing mode has this name."""
-
-
-class ModeNotAvailableError(MechanismInputError):
-    """The clearing mode is specified, but this version does not clear in it yet."""
 
 
 class InvalidClearingError(InvalidTranscriptError):
@@ -71,6 +71,10 @@ class PriceNotLeastError(InvalidClearingError):
 
 class CyclicPredecessorsError(InvalidClearingError):
     """The predecessors run in a circle, so they force no price."""
+
+
+class WrongBonusError(InvalidClearingError):
+    """A bonus is not W − W_{−i}, what its provider adds to the market."""
 
 
 class WrongSurchargeError(InvalidClearingError):

@@ -1,50 +1,128 @@
 """Clearing modes: how the surplus of a match is split between a provider and its tasks.
 
 A task pays its provider's expected cost and a surcharge, P_j = C_ij + x_j; a mode is a rule for
-x_j. Every payment goes from a requester to its own provider, so every mode balances its budget.
-A mode is added by its rule in `_SURCHARGE_RULES`; matching, slot prices and certificate stay.
-Source: docs/spec/auction.md §5; design §5.
+x_j. Every payment goes from a requester to its own provider, so every mode balances its budget,
+exactly: a rule works in whole micro-credits, and says who bears what does not divide.
+A mode is added by its rule in `_SHARING_RULES`; matching, slot prices and certificate stay.
+Source: docs/spec/auction.md §5; design §5; Parkes, Kalagnanam and Eso 2001.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from auctioneer.mechanism.arrays import IntArray
-from auctioneer.mechanism.errors import ModeNotAvailableError, UnknownModeError
+from auctioneer.mechanism.errors import UnknownModeError
+from iemas.core.params import CLEARING_MODES
 
-MODES = ("provider", "client", "threshold")
-"""Every mode that the design names."""
-
-SurchargeRule = Callable[[IntArray, IntArray], IntArray]
-"""(assignment, slot prices) to surcharges, shape (n_tasks,), 0 where unmatched."""
+SharingRule = Callable[[Sequence[int], int, int], list[int]]
+"""(welfare of a provider's tasks, its slot price, its bonus) to the tasks' surcharges."""
 
 
-def _compute_client_surcharges(assignment: IntArray, slot_prices: IntArray) -> IntArray:
-    """Charge each task its provider's slot price: the VCG payment."""
+def share_client(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:  # noqa: ARG001
+    """Charge each task the slot price: the VCG payment. The provider gains n·π."""
+    return [slot_price] * len(welfare)
+
+
+def share_provider(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:  # noqa: ARG001
+    """Split the provider's VCG gain over its tasks in proportion to their welfare.
+
+    With s_j the running sums of welfare and S the last, x_j is what ⌊bonus·s / S⌋ grows by from
+    s_{j−1} to s_j. So the x sum to the bonus, none is off its share by 1 or more, and none exceeds
+    its welfare.
+    """
+    sums = list(accumulate(welfare))
+    total = sums[-1] or 1
+    shares = [bonus * part // total for part in sums]
+    return [after - before for before, after in zip([0, *shares], shares, strict=False)]
+
+
+def share_threshold(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:
+    """Cut the VCG gains of the provider and of its tasks to what there is, by the Threshold rule.
+
+    Gains of bonus and w_j − π are lowered by a common cut, none below 0, until they sum to S: this
+    makes the largest cut, and with it what a lie can gain, least. The cut is the least whole number
+    that goes far enough; of what it takes too much, one micro-credit each goes back to those who
+    were cut in full, tasks first and in their order.
+    """
+    gains = [max(0, own - slot_price) for own in welfare]
+    available = sum(welfare)
+    cut = _find_cut([*gains, bonus], available)
+    kept = [max(0, gain - cut) for gain in gains]
+    back = available - sum(kept) - max(0, bonus - cut)
+    if cut > 0:
+        for index, gain in enumerate(gains):
+            if back > 0 and gain >= cut:
+                kept[index] += 1
+                back -= 1
+    return [own - gain for own, gain in zip(welfare, kept, strict=True)]
+
+
+def _find_cut(gains: list[int], available: int) -> int:
+    """Find the least whole cut at which Σ max(0, gain − cut) ≤ available."""
+    excess = sum(gains) - available
+    if excess <= 0:
+        return 0
+    remaining = sum(gains)
+    ordered = sorted(gains)
+    for index, gain in enumerate(ordered):
+        count = len(ordered) - index
+        # With all gains from here on cut alike, (remaining − count·cut) is what they keep.
+        cut = -((available - remaining) // count)
+        if cut <= gain:
+            return cut
+        remaining -= gain
+    return ordered[-1]
+
+
+_SHARING_RULES: dict[str, SharingRule] = {
+    "provider": share_provider,
+    "client": share_client,
+    "threshold": share_threshold,
+}
+
+
+def validate_mode(mode: object) -> None:
+    """Refuse a name that no mode has.
+
+    Raises: UnknownModeError.
+    """
+    if not isinstance(mode, str) or mode not in CLEARING_MODES:
+        raise UnknownModeError(
+            f"mode must be one of {', '.join(CLEARING_MODES)}, got {mode!r}", argument="mode"
+        )
+
+
+def compute_surcharges(
+    mode: str, assignment: IntArray, welfare: IntArray, slot_prices: IntArray, bonuses: IntArray
+) -> IntArray:
+    """Compute x by the mode's rule.
+
+    welfare: of each task's own pair, 0 where unmatched, shape (n_tasks,).
+    slot_prices, bonuses: shape (n_providers,).
+    Returns: micro-credits, int64, shape (n_tasks,), 0 where unmatched.
+    Raises: UnknownModeError.
+    """
+    validate_mode(mode)
+    share = _SHARING_RULES[mode]
     surcharges = np.zeros(len(assignment), dtype=np.int64)
     matched = np.flatnonzero(assignment >= 0)
-    surcharges[matched] = slot_prices[assignment[matched]]
+    order = matched[np.argsort(assignment[matched], kind="stable")]
+    counts = np.bincount(assignment[matched], minlength=len(slot_prices))
+    holders = np.flatnonzero(counts)
+    values = welfare[order].tolist()
+    shared: list[int] = []
+    # Products of two sums reach 2^100, so this part is in Python's integers.
+    for count, price, bonus in zip(
+        counts[holders].tolist(),
+        slot_prices[holders].tolist(),
+        bonuses[holders].tolist(),
+        strict=True,
+    ):
+        start = len(shared)
+        shared += share(values[start : start + count], price, bonus)
+    surcharges[order] = shared
     return surcharges
-
-
-_SURCHARGE_RULES: dict[str, SurchargeRule] = {"client": _compute_client_surcharges}
-
-
-def get_surcharge_rule(mode: str) -> SurchargeRule:
-    """Look up a mode's rule.
-
-    Raises: UnknownModeError, ModeNotAvailableError.
-    """
-    if not isinstance(mode, str) or mode not in MODES:
-        raise UnknownModeError(
-            f"mode must be one of {', '.join(MODES)}, got {mode!r}", argument="mode"
-        )
-    if mode not in _SURCHARGE_RULES:
-        raise ModeNotAvailableError(
-            f"mode {mode!r} comes with a later version; use 'client'",
-            argument="mode",
-        )
-    return _SURCHARGE_RULES[mode]

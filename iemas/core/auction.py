@@ -222,6 +222,7 @@ class ClearingResult:
 
     Indices count the transcript's tasks that were not dropped, and its providers.
     `predecessor_tasks[i]` is the task that proves slot price i least, −1 where the price is 0.
+    `vcg_bonuses_micros[i]` is what provider i adds to the market. Surcharges follow by the mode.
     """
 
     mode: str
@@ -229,6 +230,7 @@ class ClearingResult:
     welfare_micros: int
     slot_prices_micros: tuple[int, ...]
     predecessor_tasks: tuple[int, ...]
+    vcg_bonuses_micros: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

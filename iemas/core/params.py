@@ -14,13 +14,16 @@ from iemas.core.types import AccountId, HubId, NodeId, require, require_id
 MAX_SUPPLY_MICROS = 2**50
 """The most that a market may issue: a round's welfare stays exact below it."""
 
+CLEARING_MODES = ("provider", "client", "threshold")
+"""How a round can split the surplus of a match, see docs/spec/auction.md §5."""
+
 
 @dataclass(frozen=True, slots=True)
 class MarketParams:
     """What all nodes of a market must agree on. Units are in the names."""
 
     mode: str = "client"
-    """Clearing mode, see docs/spec/auction.md."""
+    """Clearing mode, one of `CLEARING_MODES`."""
     cache_affinity: bool = True
     """Whether the valuation counts cached tokens (off only to measure what it brings)."""
     term_ms: int = 10_000
@@ -49,6 +52,10 @@ class MarketParams:
     """A block is made at least so often."""
 
     def __post_init__(self) -> None:
+        require(
+            self.mode in CLEARING_MODES,
+            f"mode must be one of {', '.join(CLEARING_MODES)}, got {self.mode!r}",
+        )
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if isinstance(value, int) and not isinstance(value, bool):

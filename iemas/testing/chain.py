@@ -243,7 +243,7 @@ class LedgerChain:
             release=self.sign("node-2", release),
             providers=(),
             tasks=(),
-            clearing=ClearingResult("client", (), 0, (), ()),
+            clearing=ClearingResult("provider", (), 0, (), (), ()),
         )
 
     def make_entry(

@@ -50,8 +50,13 @@ def test_another_byte_is_another_chain() -> None:
 
 
 def test_parameters_left_out_have_their_defaults() -> None:
-    data = edit(lambda content: content.update(params={"mode": "client"}))
-    assert load_genesis(data)[0].params == MarketParams()
+    data = edit(lambda content: content.update(params={"mode": "provider"}))
+    assert load_genesis(data)[0].params == MarketParams(mode="provider")
+
+
+def test_an_unknown_mode_is_refused_by_name() -> None:
+    message = fail(edit(lambda content: content.update(params={"mode": "vcg"})))
+    assert "mode must be one of provider, client, threshold, got 'vcg'" in message
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -29,20 +29,37 @@ def clear_unmatched(bench: RoundBench, **changes: object) -> Unmatched:
 
 
 def test_with_free_slots_the_price_is_the_expected_cost(bench: RoundBench) -> None:
-    """Client mode: a slot that nobody else wants costs nothing above the ask."""
+    """Two providers of one kind add nothing to each other: no surcharge."""
     allocation = clear_one(bench)
     assert allocation.price_micros == 100 + 50
     assert allocation.rates == ASK
 
 
 def test_a_scarce_slot_costs_what_the_loser_would_have_brought() -> None:
-    bench = RoundBench()
+    """Client mode: the slot price, here what the other bid would have brought."""
+    bench = RoundBench(params=MarketParams(mode="client"))
     bench.add_provider("node-1", slots=1)
     lower = Prices(2 * ONE, 2 * ONE, 2 * ONE)
     winner, loser = bench.clear(bench.seal(), bench.seal("bob", prices=lower))
     assert isinstance(winner, Allocation)
     assert isinstance(loser, Unmatched)
     assert winner.price_micros == 150 + 150
+
+
+def test_a_provider_is_paid_what_the_next_best_would_have_cost() -> None:
+    """Provider mode: a Vickrey auction among the providers, above cost where one is better."""
+    bench = RoundBench(params=MarketParams(mode="provider"))
+    bench.add_provider("node-1")
+    bench.add_provider("node-2", ask=Prices(2 * ONE, 2 * ONE, 2 * ONE))
+    allocation = clear_one(bench)
+    assert allocation.provider == bench.chain.get_id("node-1")
+    assert allocation.price_micros == 2 * 150
+
+
+def test_an_only_provider_is_paid_towards_the_bid() -> None:
+    bench = RoundBench(params=MarketParams(mode="provider"))
+    bench.add_provider("node-1")
+    assert clear_one(bench).price_micros == 4 * 150
 
 
 def test_rates_never_exceed_the_bid(bench: RoundBench) -> None:

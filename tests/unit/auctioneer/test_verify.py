@@ -18,6 +18,7 @@ from auctioneer.mechanism.errors import (
     CapacityExceededError,
     ComplementarySlacknessError,
     PriceNotLeastError,
+    WrongBonusError,
     WrongWelfareError,
 )
 from auctioneer.outcomes import derive_outcomes
@@ -157,6 +158,15 @@ def drop_predecessors(bench: RoundBench) -> Signed[Transcript]:
     prices = get_transcript(bench).clearing.slot_prices_micros
     assert any(prices)
     return change_clearing(bench, predecessor_tasks=(-1,) * len(prices))
+
+
+def raise_bonus(bench: RoundBench) -> Signed[Transcript]:
+    bonuses = get_transcript(bench).clearing.vcg_bonuses_micros
+    return change_clearing(bench, vcg_bonuses_micros=(bonuses[0] + 1, *bonuses[1:]))
+
+
+def leave_bonuses_out(bench: RoundBench) -> Signed[Transcript]:
+    return change_clearing(bench, vcg_bonuses_micros=())
 
 
 def drop_bid_silently(bench: RoundBench) -> Signed[Transcript]:
@@ -308,7 +318,7 @@ def cleared_before_it_closed(bench: RoundBench) -> Signed[Transcript]:
 
 
 def another_mode(bench: RoundBench) -> Signed[Transcript]:
-    return change_clearing(bench, mode="provider")
+    return change_clearing(bench, mode="threshold")
 
 
 @pytest.mark.parametrize(
@@ -319,6 +329,8 @@ def another_mode(bench: RoundBench) -> Signed[Transcript]:
         (raise_price, "does not force its slot price"),
         (lower_price, "gain more elsewhere"),
         (drop_predecessors, "predecessor -1"),
+        (raise_bonus, "adds"),
+        (leave_bonuses_out, "vcg_bonuses_micros must have 2 entries"),
         (drop_bid_silently, "not those under the close's root"),
         (drop_bid_as_undecryptable, "a valid bid was dropped"),
         (drop_bid_as_unfunded, "against their allowances"),
@@ -370,6 +382,7 @@ def test_a_corruption_is_refused_by_name(
         (raise_welfare, WrongWelfareError),
         (lower_price, ComplementarySlacknessError),
         (drop_predecessors, PriceNotLeastError),
+        (raise_bonus, WrongBonusError),
     ],
 )
 def test_a_wrong_clearing_is_refused_by_the_mechanism(
@@ -486,6 +499,7 @@ def drop_bid_as_unfunded_and_clear_nothing(bench: RoundBench) -> Signed[Transcri
         welfare_micros=0,
         slot_prices_micros=(0,) * n,
         predecessor_tasks=(-1,) * n,
+        vcg_bonuses_micros=(0,) * n,
     )
     tasks = (replace(old.tasks[0], dropped=UnmatchedReason.UNFUNDED),)
     return bench.forge(tasks=tasks, clearing=clearing)

@@ -19,6 +19,7 @@ from auctioneer.mechanism.errors import (
     MalformedClearingError,
     PriceNotLeastError,
     UnknownModeError,
+    WrongBonusError,
     WrongSurchargeError,
     WrongWelfareError,
 )
@@ -157,9 +158,25 @@ def test_a_wrong_surcharge() -> None:
     assert reject(WrongSurchargeError, surcharges=surcharges).task == 1
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("provider", [0, 1])
+def test_a_bonus_off_by_one(provider: int, change: int) -> None:
+    bonuses = clear(WELFARE, SLOTS).vcg_bonuses.copy()
+    bonuses[provider] += change
+    error = reject(WrongBonusError, vcg_bonuses=bonuses)
+    assert (error.provider, error.expected) == (provider, [500, 350][provider])
+
+
+def test_surcharges_of_another_mode() -> None:
+    reject(WrongSurchargeError, mode="client")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"vcg_bonuses": ints(500)},
+        {"vcg_bonuses": ints(500, -350)},
+        {"vcg_bonuses": np.array([500.0, 350.0])},
         {"assignment": np.array([0.0, 1.0, -1.0])},
         {"assignment": ints(0, 1)},
         {"assignment": ints(0, 2, -1)},

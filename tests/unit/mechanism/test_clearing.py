@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auctioneer.mechanism import clear, decode_clearing, encode_clearing, verify
+from auctioneer.mechanism import CandidateWelfare, clear, decode_clearing, encode_clearing, verify
 from auctioneer.mechanism.arrays import MAX_TOTAL_MICROS, IntArray
 from auctioneer.mechanism.errors import (
+    InvalidCandidatesError,
     InvalidSlotsError,
     InvalidWelfareError,
     MalformedClearingError,
-    ModeNotAvailableError,
     UnknownModeError,
     WelfareOverflowError,
 )
@@ -31,7 +31,7 @@ WELFARE = matrix([500, 300], [400, 350], [200, 100])
 
 
 def test_unmatched_task_sets_the_price() -> None:
-    clearing = clear(matrix([7], [5], [3]), slots(1))
+    clearing = clear(matrix([7], [5], [3]), slots(1), mode="client")
     assert clearing.assignment.tolist() == [0, -1, -1]
     assert clearing.slot_prices.tolist() == [5]
     assert clearing.surcharges.tolist() == [5, 0, 0]
@@ -107,7 +107,12 @@ def test_inputs_stay_as_they_are_and_results_are_read_only() -> None:
     welfare = WELFARE.copy()
     clearing = clear(welfare, slots(1, 1))
     assert (welfare == WELFARE).all()
-    for values in (clearing.assignment, clearing.slot_prices, clearing.surcharges):
+    for values in (
+        clearing.assignment,
+        clearing.slot_prices,
+        clearing.vcg_bonuses,
+        clearing.surcharges,
+    ):
         assert values.dtype == np.int64
         with pytest.raises(ValueError, match="read-only"):
             values[0] = 1
@@ -159,12 +164,6 @@ def test_welfare_too_large_to_be_exact_is_refused(welfare: Any) -> None:
     assert refused.value.argument == "welfare"
 
 
-@pytest.mark.parametrize("mode", ["provider", "threshold"])
-def test_modes_to_come_are_refused_by_name(mode: object) -> None:
-    with pytest.raises(ModeNotAvailableError, match="later version"):
-        clear(WELFARE, slots(1, 1), mode=mode)
-
-
 @pytest.mark.parametrize("mode", ["", "Client", "vcg", None, 3])
 def test_unknown_modes_are_refused(mode: object) -> None:
     with pytest.raises(UnknownModeError) as refused:
@@ -175,7 +174,7 @@ def test_unknown_modes_are_refused(mode: object) -> None:
 
 def test_a_clearing_travels_unchanged() -> None:
     clearing = clear(WELFARE, slots(1, 1))
-    decoded = decode_clearing(encode_clearing(clearing), 3, 2)
+    decoded = decode_clearing(encode_clearing(clearing), WELFARE, slots(1, 1))
     verify(WELFARE, slots(1, 1), decoded)
     assert encode_clearing(decoded) == encode_clearing(clearing)
     assert decoded.surcharges.tolist() == clearing.surcharges.tolist()
@@ -192,6 +191,10 @@ def test_a_clearing_travels_unchanged() -> None:
         ("slot_prices_micros", (200,)),
         ("slot_prices_micros", (200, 2**64)),
         ("slot_prices_micros", (200, True)),
+        ("slot_prices_micros", (200, -1)),
+        ("vcg_bonuses_micros", (500,)),
+        ("vcg_bonuses_micros", (500, -1)),
+        ("vcg_bonuses_micros", (500, MAX_TOTAL_MICROS + 1)),
         ("predecessor_tasks", (2, 3)),
         ("predecessor_tasks", (2, 2, 2)),
     ],
@@ -199,11 +202,60 @@ def test_a_clearing_travels_unchanged() -> None:
 def test_malformed_results_are_refused(field: str, value: object) -> None:
     result = dataclasses.replace(encode_clearing(clear(WELFARE, slots(1, 1))), **{field: value})
     with pytest.raises(MalformedClearingError) as refused:
-        decode_clearing(result, 3, 2)
+        decode_clearing(result, WELFARE, slots(1, 1))
     assert refused.value.field == field
 
 
 def test_a_result_of_an_unknown_mode_is_refused() -> None:
     result = dataclasses.replace(encode_clearing(clear(WELFARE, slots(1, 1))), mode="gift")
     with pytest.raises(UnknownModeError):
-        decode_clearing(result, 3, 2)
+        decode_clearing(result, WELFARE, slots(1, 1))
+
+
+# --- candidate lists -----------------------------------------------------------------------------
+
+LISTS = CandidateWelfare(
+    matrix([0, 1], [1, 0], [0, -1]), matrix([500, 300], [350, 400], [200, 9]), 2
+)
+
+
+def test_candidate_lists_clear_like_their_matrix() -> None:
+    welfare = matrix([500, 300], [400, 350], [200, 0])
+    assert encode_clearing(clear(LISTS, slots(1, 1))) == encode_clearing(
+        clear(welfare, slots(1, 1))
+    )
+    verify(welfare, slots(1, 1), clear(LISTS, slots(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"providers": LISTS.providers.astype(np.int32)}, "providers"),
+        ({"providers": LISTS.providers[0]}, "providers"),
+        ({"providers": LISTS.providers[:, :1]}, "welfare_micros"),
+        ({"providers": matrix([0, 2], [1, 0], [0, -1])}, "providers"),
+        ({"providers": matrix([0, -2], [1, 0], [0, -1])}, "providers"),
+        ({"providers": matrix([0, 0], [1, 0], [0, -1])}, "providers"),
+        ({"welfare_micros": LISTS.welfare_micros.astype(float)}, "welfare_micros"),
+        ({"n_providers": -1}, "n_providers"),
+        ({"n_providers": 2.0}, "n_providers"),
+    ],
+)
+def test_malformed_lists_are_refused(changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InvalidCandidatesError) as refused:
+        clear(dataclasses.replace(LISTS, **changes), slots(1, 1))
+    assert refused.value.argument == argument
+
+
+def test_lists_too_large_to_be_exact_are_refused() -> None:
+    values = matrix([MAX_TOTAL_MICROS // 2, 0], [1, 0], [0, 0])
+    with pytest.raises(WelfareOverflowError):
+        clear(dataclasses.replace(LISTS, welfare_micros=values), slots(1, 1))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_empty_lists_clear(shape: tuple[int, int]) -> None:
+    lists = CandidateWelfare(np.zeros(shape, np.int64), np.zeros(shape, np.int64), 1)
+    clearing = clear(lists, slots(1))
+    assert clearing.assignment.tolist() == [-1] * shape[0]
+    verify(lists, slots(1), clearing)

@@ -17,7 +17,7 @@ from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
 from iemas.core.execution import Receipt
 from iemas.core.merkle import InclusionProof
-from iemas.core.params import Genesis
+from iemas.core.params import CLEARING_MODES, Genesis, MarketParams
 from iemas.core.report import CacheDigest
 
 
@@ -46,6 +46,7 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (CacheDigest, "blocks"): st.integers(0, 4).map(lambda count: bytes(8 * count)),
     (InclusionProof, "index"): st.integers(0, 99),
     (InclusionProof, "size"): st.integers(100, 2**63 - 1),
+    (MarketParams, "mode"): st.sampled_from(CLEARING_MODES),
     (Genesis, "sequencer"): st.just(b"s" * 32),
     (Genesis, "accounts"): st.just(()),
 }
