@@ -13,9 +13,9 @@ medians, ratios are to `lsa_ms`. Where one matching takes longer than `--patienc
 one repeat, and `repeats` says so. `memory_mb` is the most that one `clear` allocates.
 
 Markets: `random`, welfare uniform in 1..10^6. `affine`: prompts of sessions whose cache a few
-providers hold, providers that ask different prices, most pairs worth something. `candidates`:
-affine, with lists of each task's 16 best providers. Targets (design §12): at 1000 × 200 × 4
-client_ratio ≤ 1.25, both_ratio ≤ 6 aiming at 3; at 32 × 16 × 8 both_ms ≤ 1.
+providers hold, providers that ask different prices, most pairs worth something. `candidates` is
+the length of each task's list, its best providers; 0 stands for a matrix. Targets (design §12):
+at 1000 × 200 × 4 client_ratio ≤ 1.25, both_ratio ≤ 6 aiming at 3; at 32 × 16 × 8 both_ms ≤ 1.
 
     python -m benchmarks.clearing --json -
 """
@@ -39,7 +39,7 @@ from auctioneer.mechanism.clearing import match_and_price
 from auctioneer.mechanism.gains import CandidateGains, read_market
 from benchmarks._report import add_json_option, write_report
 
-REPEATS = 9
+REPEATS = 15
 N_CANDIDATES = 16
 SIZES = ((32, 16, 8), (1000, 200, 4), (5000, 500, 8))
 SPARSE_SIZE = (20_000, 1_000, 8)
@@ -86,7 +86,7 @@ def make_sparse(welfare: IntArray, slots: IntArray) -> Market:
     if not isinstance(gains, CandidateGains):
         raise TypeError
     graph = make_candidate_graph(gains, slots)
-    return Market("candidates", lists, slots, lambda: match_expanded(graph))
+    return Market("affine", lists, slots, lambda: match_expanded(graph))
 
 
 def time_ms(run: Callable[[], object]) -> float:
@@ -122,6 +122,7 @@ def measure(market: Market, repeats: int, patience_s: float) -> dict[str, object
         "tasks": n_tasks,
         "providers": n_providers,
         "slots": int(slots[0]),
+        "candidates": N_CANDIDATES if isinstance(welfare, CandidateWelfare) else 0,
         "matched": matched,
         "repeats": repeats,
         **{key: round(value, 3) for key, value in figures.items()},
