@@ -80,8 +80,7 @@ async def test_later_turns_find_their_cache_and_receipts_equal_the_backends_figu
     before = read_counters(urls)
     turns = await converse(client, OPENINGS, LATER, max_tokens=24)
     after = read_counters(urls)
-    # On real vLLM every single turn must; here a turn is as short as a busy machine's hiccup.
-    assert sum(turn.reuse for turn in list_later(turns)) / len(list_later(turns)) >= 0.8
+    assert min(turn.reuse for turn in list_later(turns)) >= 0.8
     usages = [turn.completion.usage for turn in turns]
     assert sum(u.prompt_tokens for u in usages) == after["queries"] - before["queries"]
     cached = sum(u.prompt_tokens_details.cached_tokens for u in usages)
