@@ -24,7 +24,7 @@ import numpy as np
 
 import iemas
 from benchmarks._report import add_json_option, write_report
-from node.keystore import load_key
+from iemas.keystore import load_key
 from node.local_market.market import LocalMarket
 from node.local_market.plan import CUSTOMER, Funds, MarketPlan
 

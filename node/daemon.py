@@ -32,6 +32,7 @@ from iemas.core.ready import RecordKind
 from iemas.core.tokenizer_bundle import compute_bundle_hash, encode_bundle
 from iemas.core.types import HashAlgorithm, HubId
 from iemas.genesis import load_genesis
+from iemas.keystore import load_key
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Block
@@ -47,7 +48,6 @@ from node.clock import get_now_ms
 from node.config import NodeSettings
 from node.core import BackendHealth, NodeCore, ReceivePeerMessage, TimePassed
 from node.driver import Driver
-from node.keystore import load_key
 from node.logs import configure_logs
 from node.reporting import NodeProfile
 from node.servicers.auction import AuctionServicer

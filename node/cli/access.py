@@ -16,7 +16,7 @@ import typer
 from iemas.client import AsyncClient, BidOptions
 from iemas.core.errors import ConfigurationError
 from iemas.core.identity import Identity
-from node.keystore import load_key
+from iemas.keystore import load_key
 from node.local_market import MarketHome
 from node.local_market.home import get_default_home
 from node.local_market.plan import CUSTOMER

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from iemas.core.types import short_id
+from iemas.keystore import generate_key
 from iemas.tls import Address, connect
 from iemas.v1 import market_service_pb2, market_service_pb2_grpc
 from node.cli.common import (
@@ -22,7 +23,6 @@ from node.cli.common import (
     run_cli,
 )
 from node.config import CONFIG_VARIABLE, NodeSettings, get_flag, get_variable, load_settings
-from node.keystore import generate_key
 
 app = create_app("Run a node of an IEMAS market beside your own inference server.")
 

@@ -21,7 +21,7 @@ from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator
 from iemas.core.types import MICROS_PER_CREDIT, AccountId, HubId
 from iemas.genesis import load_genesis, save_genesis
-from node.keystore import generate_key, load_key
+from iemas.keystore import generate_key, load_key
 from node.local_market.plan import SEQUENCER, MarketPlan, load_plan, parse_params
 
 LOCK_FILE: Final = "market.lock"

@@ -21,9 +21,9 @@ from iemas.core.errors import (
     ProviderFailedError,
     UnmatchedError,
 )
+from iemas.keystore import generate_key
 from iemas.tls import parse_address
 from node.cli.history import check_market
-from node.keystore import generate_key
 from node.local_market import Funds, LocalMarket, MarketHome, MarketPlan
 from node.local_market.plan import CUSTOMER, SEQUENCER
 from node.local_market.probe import get_term

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from iemas.core.errors import ConfigurationError
-from node.keystore import generate_key, load_key
+from iemas.keystore import generate_key, load_key
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> Path:
