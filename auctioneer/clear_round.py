@@ -19,6 +19,7 @@ from iemas.core.auction import (
     ProviderInput,
     ProviderQos,
     RoundClose,
+    Scenario,
     SealedBid,
     ShareRelease,
     TaskInput,
@@ -95,11 +96,14 @@ def compute_round_valuation(
     bids: Sequence[Bid],
     providers: Sequence[ProviderInput],
     matched_blocks: Sequence[Sequence[int]],
+    scenarios: Sequence[Scenario],
     params: MarketParams,
 ) -> tuple[Valuation, np.ndarray]:
     """Compute the valuation of the tasks that take part, and the providers' free slots."""
     matched = np.array(matched_blocks, dtype=np.int64).reshape(len(bids), len(providers))
-    valuation = compute_valuation(bids, providers, matched, cache_affinity=params.cache_affinity)
+    valuation = compute_valuation(
+        bids, providers, matched, scenarios=scenarios, cache_affinity=params.cache_affinity
+    )
     slots = np.array([provider.free_slots for provider in providers], dtype=np.int64)
     return valuation, slots
 
@@ -112,6 +116,7 @@ def clear_round(
     release: Signed[ShareRelease],
     tasks: Sequence[OpenedTask],
     providers: Sequence[ProviderView],
+    scenarios: tuple[Scenario, ...],
     get_funds: Callable[[AccountId], int],
     previous_hash: bytes,
     ledger_height: int,
@@ -137,7 +142,7 @@ def clear_round(
     taking_part = [n for n, reason in enumerate(dropped) if reason is UnmatchedReason.UNSPECIFIED]
     bids = [bid for n in taking_part if isinstance(bid := tasks[n].bid, Bid)]
     valuation, slots = compute_round_valuation(
-        bids, inputs, [matched[n] for n in taking_part], params
+        bids, inputs, [matched[n] for n in taking_part], scenarios, params
     )
     clearing = clear(valuation.welfare_micros, slots, mode=params.mode)
     transcript = Transcript(
@@ -151,6 +156,7 @@ def clear_round(
         ledger_height=ledger_height,
         close=close,
         release=release,
+        scenarios=scenarios,
         providers=inputs,
         tasks=tuple(
             TaskInput(

@@ -30,6 +30,7 @@ from iemas.core.auction import (
     ReleaseNotice,
     RoundClose,
     RoundOutcome,
+    Scenario,
     ShareRelease,
     Transcript,
     TranscriptNotice,
@@ -60,6 +61,9 @@ class MarketView(Protocol):
 
     def get_providers(self, term: int, *, now_ms: int) -> Sequence[ProviderView]:
         """Give every provider whose reports are fresh enough, with its free slots."""
+
+    def get_scenarios(self) -> tuple[Scenario, ...]:
+        """Give the joint distribution of lengths and times that the round clears under."""
 
     def get_allowance(self, account: AccountId, term: int) -> int:
         """Give the account's allowance in a term, from the ledger."""
@@ -344,6 +348,7 @@ class Auctioneer:
             release=release,
             tasks=tasks,
             providers=self._market.get_providers(self.term.number, now_ms=now_ms),
+            scenarios=self._market.get_scenarios(),
             get_funds=self._get_funds,
             previous_hash=self.transcript_hashes[-1] if self.transcript_hashes else bytes(ID_BYTES),
             ledger_height=self._market.get_height(),

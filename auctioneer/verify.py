@@ -228,7 +228,9 @@ def _check_clearing(
     ]
     open_bids = [bid for n in taking_part if isinstance(bid := bids[n], Bid)]
     matched = [transcript.tasks[n].matched_blocks for n in taking_part]
-    valuation, slots = compute_round_valuation(open_bids, transcript.providers, matched, params)
+    valuation, slots = compute_round_valuation(
+        open_bids, transcript.providers, matched, transcript.scenarios, params
+    )
     require_valid(transcript.clearing.mode == params.mode, "cleared in another mode than genesis")
     clearing = decode_clearing(transcript.clearing, valuation.welfare_micros, slots)
     verify(valuation.welfare_micros, slots, clearing)

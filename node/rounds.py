@@ -29,6 +29,7 @@ from iemas.core.auction import (
     CountersignResponse,
     ReleaseNotice,
     RoundClose,
+    Scenario,
     ShareRelease,
     Transcript,
 )
@@ -116,6 +117,10 @@ class Rounds:
         live = {view.digest_hash for view in views}
         self._digests = {key: index for key, index in self._digests.items() if key in live}
         return views
+
+    def get_scenarios(self) -> tuple[Scenario, ...]:
+        """Give the joint distribution of answer lengths and times, as learnt so far."""
+        return self._predictor.quantise_scenarios()
 
     def _view_provider(
         self, node_id: NodeId, record: NodeRecord, term: int, now_ms: int

@@ -1,17 +1,12 @@
-"""Expected worth of tokens that arrive at uncertain times.
+"""Expected worth of tokens that arrive at uncertain times, in answers of uncertain length.
 
-A task's first token comes at S, its n-th after that at S + n·D (n = 0 … N − 1), where S and D are
-independent and normal, cut off at 0 and at 1 µs. Late_j is the requester's linear decay. This
-module computes E[late(S)], which weighs the prompt, and E[Σ_n late(S + n·D)], which weighs the
-output, in parts per million.
-
-The expectation is a mean over 12 points of the (S, D) plane. Along each axis the points are the
-conditional means of the 12 equally likely slices of a normal distribution, and a lattice pairs
-them, symmetric about the centre. For each point the sum over the output is in closed form. So the
-prompt's error is at most 1/12 whatever the decay, as late_j falls monotonically within a slice,
-and none where no slice crosses a kink. The output's error stays below 8 % of its tokens, half a
-percent on average, over a wide range of times, spreads and decays, hard deadlines among them;
-tests/unit/mechanism/test_lateness.py compares it with a dense grid.
+In scenario k a task's first token comes at S_k and its n-th after that at S_k + n·D_k, for
+n = 0 … N_k − 1; late_j is the requester's linear decay. This module computes the means over the
+scenarios of late(S_k), which weighs the prompt, and of Σ_n late(S_k + n·D_k), which weighs the
+output, in parts per million. For each scenario the sum over the output is in closed form, so
+under the predicted distribution, which is these scenarios and nothing else, both are exact up to
+the rounding of float64. How well 16 scenarios stand for a continuous distribution is docs/spec/
+auction.md §6's V4.
 
 Everything is +, −, ×, ÷, floor, ceil and comparisons of float64, one array operation at a time
 and in a fixed order. IEEE 754 rounds each of them in one way only, so every platform gets the
@@ -21,41 +16,21 @@ Source: docs/spec/auction.md §6.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from auctioneer.mechanism.arrays import IntArray
+from iemas.core.auction import Scenario
 from iemas.core.types import PPM
 
 FloatArray = npt.NDArray[np.float64]
 
-_SLICE_MEANS: Final = (
-    -1.839754,
-    -1.158458,
-    -0.815108,
-    -0.549878,
-    -0.319284,
-    -0.104827,
-    0.104827,
-    0.319284,
-    0.549878,
-    0.815108,
-    1.158458,
-    1.839754,
-)
-"""Means of the 12 equally likely slices of a standard normal distribution, to 6 decimals."""
-
-_TIMING_NODES: Final = tuple(
-    (_SLICE_MEANS[k], _SLICE_MEANS[(7 * k + 3) % len(_SLICE_MEANS)])
-    for k in range(len(_SLICE_MEANS))
-)
-"""Equally weighted points (first token, time a token) in standard deviations."""
-
 
 def compute_expected_lateness(
     *,
+    scenarios: Sequence[Scenario],
     ttft_us: IntArray,
     ttft_sd_us: IntArray,
     token_us: IntArray,
@@ -66,26 +41,28 @@ def compute_expected_lateness(
 ) -> tuple[IntArray, IntArray]:
     """Compute the expected worth of the prompt and of the output, for pairs with a deadline.
 
-    ttft_us, output_tokens: shape (n_tasks, n_providers). ttft_sd_us, token_us, token_sd_us: shape
-    (n_providers,). deadline_ms, decay_ms: shape (n_tasks,), as in `Lateness`, deadlines positive.
+    ttft_us: mean time to the first token, shape (n_tasks, n_providers). ttft_sd_us, token_us,
+    token_sd_us: shape (n_providers,). output_tokens: N by scenario and task, shape
+    (n_scenarios, n_tasks). deadline_ms, decay_ms: shape (n_tasks,), as in `Lateness`, deadlines
+    positive.
     Returns: E[late(S)] in ppm and E[Σ_n late] in ppm-tokens, rounded down, int64, shape
-    (n_tasks, n_providers); the second at most ``output_tokens * 10^6``.
+    (n_tasks, n_providers).
     """
     mean = ttft_us.astype(np.float64)
-    count = output_tokens.astype(np.float64)
+    counts = output_tokens.astype(np.float64)
     deadline = deadline_ms.astype(np.float64)[:, None] * 1000.0
     decay = decay_ms.astype(np.float64)[:, None] * 1000.0
     prompt = np.zeros_like(mean)
     output = np.zeros_like(mean)
-    for ttft_node, token_node in _TIMING_NODES:
-        first = np.maximum(mean + ttft_sd_us * ttft_node, 0.0)
-        gap = np.maximum(token_us + token_sd_us * token_node, 1.0)
+    for scenario, count in zip(scenarios, counts, strict=True):
+        first = np.maximum(mean + ttft_sd_us * (scenario.ttft_deviation_ppm / PPM), 0.0)
+        gap = np.maximum(token_us + token_sd_us * (scenario.token_deviation_ppm / PPM), 1.0)
         prompt += _compute_first(first, deadline, decay)
-        output += _sum_output(first, gap, count, deadline, decay)
-    nodes = float(len(_TIMING_NODES))
-    prompt_ppm = np.floor(prompt / nodes * PPM).astype(np.int64)
-    output_ppm = np.floor(output / nodes * PPM).astype(np.int64)
-    return np.clip(prompt_ppm, 0, PPM), np.clip(output_ppm, 0, output_tokens * PPM)
+        output += _sum_output(first, gap, count[:, None], deadline, decay)
+    prompt_ppm = np.floor(prompt / len(scenarios) * PPM).astype(np.int64)
+    output_ppm = np.floor(output / len(scenarios) * PPM).astype(np.int64)
+    most = output_tokens.sum(axis=0)[:, None] * PPM // len(scenarios)
+    return np.clip(prompt_ppm, 0, PPM), np.clip(output_ppm, 0, most)
 
 
 def _compute_first(first: FloatArray, deadline: FloatArray, decay: FloatArray) -> FloatArray:

@@ -6,9 +6,9 @@
 
 m are the metered tokens by kind: uncached prompt, cached prompt, output. Cached tokens are the
 leading blocks found in the provider's digest, at least one prompt token always left to compute;
-output tokens are a point prediction; delivery times are uncertain (`lateness`). V is rounded
-down, C up, both exactly: from M_k, the late-weighted tokens in whole ppm-tokens, on there is only
-integer arithmetic, in two limbs of 10^6 where a product might pass 2^63.
+the length of the answer and all times follow the scenarios (`lateness`). V is rounded down, C up,
+both exactly: from expected tokens, in whole ppm-tokens, on there is only integer arithmetic, in
+two limbs of 10^6 where a product might pass 2^63.
 
 Every verifier computes the same integers from the transcript. Source: docs/spec/auction.md §6.
 """
@@ -25,10 +25,10 @@ from auctioneer.mechanism.arrays import IntArray, freeze, is_int64
 from auctioneer.mechanism.errors import InvalidValuationInputError
 from auctioneer.mechanism.lateness import compute_expected_lateness
 from auctioneer.mechanism.rates import compute_rates
-from iemas.core.auction import Bid, ProviderInput, ProviderQos
+from iemas.core.auction import N_SCENARIOS, Bid, ProviderInput, ProviderQos, Scenario
 from iemas.core.report import LoadReport
 from iemas.core.settlement import compute_worst_case_micros
-from iemas.core.types import PPM, TOKENS_PER_MTOK
+from iemas.core.types import PPM
 
 __all__ = ["Prediction", "Valuation", "compute_rates", "compute_valuation", "predict"]
 
@@ -42,13 +42,12 @@ _MEGA: Final = np.int64(10**6)
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The QoS model's view of one task at one provider: means, and standard deviations."""
+    """The QoS model's view of the times of one task at one provider: means and deviations."""
 
     ttft_us: int
     ttft_sd_us: int
     token_us: int
     token_sd_us: int
-    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,19 +75,15 @@ class Valuation:
         return uncached, cached, output
 
 
-def predict(
-    qos: ProviderQos, load: LoadReport, *, uncached_tokens: int, max_tokens: int
-) -> Prediction:
-    """Predict one task at one provider: the reference for what `compute_valuation` does.
+def predict(qos: ProviderQos, load: LoadReport, *, uncached_tokens: int) -> Prediction:
+    """Predict one task's times at one provider: the reference for what `compute_valuation` does.
 
-    uncached_tokens: prompt tokens to compute. max_tokens: bound on the output.
-    The time to first token saturates at `MAX_TTFT_US`; at least one output token is expected.
-    Raises: InvalidValuationInputError if a count is out of range.
+    uncached_tokens: prompt tokens to compute. The time to first token saturates at `MAX_TTFT_US`.
+    Raises: InvalidValuationInputError if the count is negative.
     """
-    if uncached_tokens < 0 or max_tokens < 1:
+    if uncached_tokens < 0:
         raise InvalidValuationInputError(
-            "uncached_tokens must be at least 0 and max_tokens at least 1",
-            argument="uncached_tokens, max_tokens",
+            "uncached_tokens must not be negative", argument="uncached_tokens"
         )
     ttft_us = (
         qos.ttft_base_us
@@ -101,7 +96,6 @@ def predict(
         ttft_sd_us=qos.ttft_sd_us,
         token_us=qos.token_us,
         token_sd_us=qos.token_sd_us,
-        output_tokens=max(1, max_tokens * qos.output_ppm // PPM),
     )
 
 
@@ -110,28 +104,38 @@ def compute_valuation(
     providers: Sequence[ProviderInput],
     matched_blocks: IntArray,
     *,
+    scenarios: Sequence[Scenario],
     cache_affinity: bool,
 ) -> Valuation:
     """Compute the value, cost and welfare of every pair of a round.
 
     matched_blocks: leading prompt blocks in each provider's digest, int64, shape
     (n_tasks, n_providers), none negative.
+    scenarios: how lengths and times spread together; exactly `N_SCENARIOS` of them.
     cache_affinity: if false, nothing is taken to be cached (to measure what affinity brings).
     A pair is feasible if the models are equal, prompt and output fit the context, the bid covers
     the ask in every component, the worst case at the bid's own prices fits its reservation, and
     V > C. Free slots are the matching's business.
-    Raises: InvalidValuationInputError for `matched_blocks` of another type, shape or sign.
+    Raises: InvalidValuationInputError for `matched_blocks` of another type, shape or sign, and
+    for another number of scenarios.
     """
     _validate_matched_blocks(matched_blocks, len(bids), len(providers))
+    if len(scenarios) != N_SCENARIOS:
+        raise InvalidValuationInputError(
+            f"there must be {N_SCENARIOS} scenarios, got {len(scenarios)}", argument="scenarios"
+        )
     tasks, sellers = _Tasks.gather(bids), _Providers.gather(providers)
     cached = _predict_cached(tasks, sellers, matched_blocks, cache_affinity=cache_affinity)
     uncached = tasks.prompt_tokens[:, None] - cached
     ttft_us = np.minimum(sellers.per_uncached_us * uncached + sellers.ttft_us, MAX_TTFT_US)
-    output = np.maximum(tasks.max_tokens[:, None] * sellers.output_ppm // PPM, 1)
-    tokens = np.stack((uncached, cached, output))
-    ppm_tokens = _weigh_by_lateness(tasks, sellers, tokens, ttft_us)
-    value = _compute_value(tasks.prices, ppm_tokens)
-    cost = _compute_cost(sellers.asks, tokens)
+    lengths = np.array([[scenario.output_tokens] for scenario in scenarios], dtype=np.int64)
+    output = np.minimum(lengths, tasks.max_tokens)
+    ppm_tokens = np.stack((uncached, cached, np.zeros_like(cached))) * PPM
+    ppm_tokens[2] = output.sum(axis=0)[:, None] * (PPM // N_SCENARIOS)
+    cost, above = _sum_products(sellers.asks[:, None, :], ppm_tokens)
+    cost += above
+    _weigh_by_lateness(ppm_tokens, scenarios, tasks, sellers, output=output, ttft_us=ttft_us)
+    value, _ = _sum_products(tasks.prices[:, :, None], ppm_tokens)
     feasible = _find_feasible(bids, providers, tasks, sellers) & (value > cost)
     return Valuation(
         welfare_micros=freeze(np.where(feasible, value - cost, 0)),
@@ -187,12 +191,11 @@ class _Providers:
     ttft_sd_us: IntArray
     token_us: IntArray
     token_sd_us: IntArray
-    output_ppm: IntArray
     asks: IntArray
 
     @classmethod
     def gather(cls, providers: Sequence[ProviderInput]) -> _Providers:
-        columns = _gather([_get_provider_row(provider) for provider in providers], 11)
+        columns = _gather([_get_provider_row(provider) for provider in providers], 10)
         return cls(
             columns[0],
             columns[1],
@@ -201,15 +204,14 @@ class _Providers:
             columns[4],
             columns[5],
             columns[6],
-            columns[7],
-            asks=columns[8:],
+            asks=columns[7:],
         )
 
 
 def _get_provider_row(provider: ProviderInput) -> tuple[int, ...]:
     """Give the numbers of `_Providers`, within bounds that no product can overflow."""
     capability, qos, ask = provider.capability.message, provider.qos, provider.ask
-    idle = predict(qos, provider.load.message, uncached_tokens=0, max_tokens=1)
+    idle = predict(qos, provider.load.message, uncached_tokens=0)
     return (
         min(capability.context_tokens, _MAX_CONTEXT_TOKENS),
         min(max(capability.block_size, 1), _MAX_CONTEXT_TOKENS),
@@ -218,7 +220,6 @@ def _get_provider_row(provider: ProviderInput) -> tuple[int, ...]:
         idle.ttft_sd_us,
         idle.token_us,
         idle.token_sd_us,
-        qos.output_ppm,
         ask.prompt_micros_per_mtok,
         ask.cached_micros_per_mtok,
         ask.output_micros_per_mtok,
@@ -255,50 +256,51 @@ def _predict_cached(
 
 
 def _weigh_by_lateness(
-    tasks: _Tasks, sellers: _Providers, tokens: IntArray, ttft_us: IntArray
-) -> IntArray:
-    """Weigh tokens by their expected worth at delivery: M, shape (3, n_tasks, n_providers)."""
-    ppm_tokens = tokens * PPM
+    ppm_tokens: IntArray,
+    scenarios: Sequence[Scenario],
+    tasks: _Tasks,
+    sellers: _Providers,
+    *,
+    output: IntArray,
+    ttft_us: IntArray,
+) -> None:
+    """Turn expected tokens into M, their expected worth at delivery, in place.
+
+    ppm_tokens: shape (3, n_tasks, n_providers). output: shape (n_scenarios, n_tasks).
+    """
     # Without a deadline every token is worth its full price whenever it comes.
     timed = np.flatnonzero(tasks.deadline_ms > 0)
     if len(timed) == 0:
-        return ppm_tokens
+        return
     prompt_ppm, output_ppm_tokens = compute_expected_lateness(
+        scenarios=scenarios,
         ttft_us=ttft_us[timed],
         ttft_sd_us=sellers.ttft_sd_us,
         token_us=sellers.token_us,
         token_sd_us=sellers.token_sd_us,
-        output_tokens=tokens[2, timed],
+        output_tokens=output[:, timed],
         deadline_ms=tasks.deadline_ms[timed],
         decay_ms=tasks.decay_ms[timed],
     )
-    ppm_tokens[:2, timed] = tokens[:2, timed] * prompt_ppm
+    ppm_tokens[:2, timed] = ppm_tokens[:2, timed] // PPM * prompt_ppm
     ppm_tokens[2, timed] = output_ppm_tokens
-    return ppm_tokens
 
 
-def _compute_value(prices: IntArray, ppm_tokens: IntArray) -> IntArray:
-    """Compute floor(Σ_k b_k · M_k / 10^12) exactly.
+def _sum_products(prices: IntArray, ppm_tokens: IntArray) -> tuple[IntArray, IntArray]:
+    """Compute Σ_k b_k · M_k / 10^12 exactly: its floor, and 1 where that left something out.
 
     b ≤ 10^12 and M ≤ 10^13, so products reach 10^25. With b = B·10^6 + b' and M likewise, the
-    limbs' products stay below 10^14 and their sums below 2^63.
+    limbs' products stay below 10^14 and their sums below 2^63. Both shapes begin with the kinds.
     """
-    high, low = np.divmod(prices[:, :, None], _MEGA)
+    high, low = np.divmod(prices, _MEGA)
     tokens, parts = np.divmod(ppm_tokens, _MEGA)
     upper = (high * tokens).sum(axis=0)
     middle = (high * parts + low * tokens).sum(axis=0)
     lower = (low * parts).sum(axis=0)
     carried, rest = np.divmod(middle, _MEGA)
-    value: IntArray = upper + carried + (rest * _MEGA + lower) // (_MEGA * _MEGA)
-    return value
-
-
-def _compute_cost(asks: IntArray, tokens: IntArray) -> IntArray:
-    """Compute ceil(Σ_k a_k · m_k / 10^6) exactly, in two limbs of the ask."""
-    high, low = np.divmod(asks[:, None, :], np.int64(TOKENS_PER_MTOK))
-    rest = (low * tokens).sum(axis=0)
-    cost: IntArray = (high * tokens).sum(axis=0) - (-rest // TOKENS_PER_MTOK)
-    return cost
+    more, below = np.divmod(rest * _MEGA + lower, _MEGA * _MEGA)
+    whole: IntArray = upper + carried + more
+    return whole, (below > 0).astype(np.int64)
 
 
 def _find_feasible(

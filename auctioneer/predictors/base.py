@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from iemas.core.auction import ProviderQos
+from iemas.core.auction import ProviderQos, Scenario
 from iemas.core.execution import Receipt
 from iemas.core.types import NodeId
 
@@ -26,3 +26,6 @@ class Predictor(Protocol):
 
     def quantise(self, provider: NodeId) -> ProviderQos:
         """Give the model of a provider, known or not, in the integers that a round uses."""
+
+    def quantise_scenarios(self) -> tuple[Scenario, ...]:
+        """Give the joint distribution of lengths and times of the hub's tasks."""

@@ -5,8 +5,9 @@ It learns three things from receipts, each by `Regression`, the first two per pr
 - time to first token from the uncached prompt tokens and the tasks active beside it; prompt
   tokens queued ahead cost what one's own cost, as they are computed first by the same engine;
 - time an output token, from the mean gap between a task's tokens;
-- the share of `max_tokens` that an answer comes to, over the whole hub: all its providers serve
-  one model, and a provider must not win more by answering longer.
+- how long answers are, and how lengths and times spread together (`ScenarioModel`), over the
+  whole hub: all its providers serve one model, and a provider must not win more by answering
+  longer.
 
 A hub-wide regression over all providers gives the prior mean of each single one, with the weight
 of about one receipt: a new provider starts as an average one with a wide spread, and its own
@@ -28,9 +29,10 @@ import numpy as np
 
 from auctioneer.predictors.errors import UnusableReceiptError
 from auctioneer.predictors.regression import FloatArray, Posterior, Prior, Regression
-from iemas.core.auction import MAX_TOKENS, ProviderQos
+from auctioneer.predictors.scenarios import FinishedTask, ScenarioModel
+from iemas.core.auction import MAX_TOKENS, ProviderQos, Scenario
 from iemas.core.execution import Receipt
-from iemas.core.types import PPM, FinishReason, NodeId
+from iemas.core.types import FinishReason, NodeId
 
 FORGETTING: Final = 0.995
 """What is left of an observation after the next one: half after about 140."""
@@ -53,7 +55,6 @@ _GUESSED_TTFT: Final = Prior(
     weight=2.0,
 )
 _GUESSED_TOKEN: Final = Prior(np.array([30_000.0]), np.array([1.0]), 20_000.0**2, 2.0)
-_GUESSED_RATIO: Final = Prior(np.array([0.6]), np.array([2.0]), 0.3**2, 2.0)
 _ONE: Final = np.ones(1)
 
 
@@ -72,7 +73,7 @@ class LinearPredictor:
     def __init__(self, *, max_providers: int = MAX_PROVIDERS) -> None:
         self._max_providers = max(max_providers, 1)
         self._hub = _Model()
-        self._ratio = Regression(1, FORGETTING)
+        self._scenarios = ScenarioModel()
         self._providers: dict[NodeId, _Model] = {}
 
     def learn_one(self, receipt: Receipt, *, max_tokens: int) -> None:
@@ -88,15 +89,19 @@ class LinearPredictor:
         features = _make_features(receipt)
         ttft_us = min(receipt.ttft_ms * 1000, _MAX_TIME_US)
         expected = model.ttft.compute_posterior(self._make_ttft_prior())
-        self._learn(model.ttft, self._hub.ttft, features, ttft_us, expected)
+        ttft_deviation = self._learn(model.ttft, self._hub.ttft, features, ttft_us, expected)
+        token_deviation = None
         if receipt.output_tokens > 1:
             waited_us = (receipt.elapsed_ms - receipt.ttft_ms) * 1000
             token_us = min(waited_us // (receipt.output_tokens - 1), _MAX_TIME_US)
             expected = model.token.compute_posterior(self._make_token_prior())
-            self._learn(model.token, self._hub.token, _ONE, token_us, expected)
+            token_deviation = self._learn(model.token, self._hub.token, _ONE, token_us, expected)
         if receipt.finish in {FinishReason.STOP, FinishReason.LENGTH}:
-            # An answer that was cut off says nothing about how long it would have been.
-            self._ratio.learn_one(_ONE, receipt.output_tokens / max_tokens)
+            # One that ended otherwise says nothing about how long it would have been.
+            bounded = receipt.finish is FinishReason.LENGTH
+            self._scenarios.learn_one(
+                FinishedTask(receipt.output_tokens, bounded, ttft_deviation, token_deviation)
+            )
         model.samples += 1
         self._hub.samples += 1
 
@@ -105,7 +110,6 @@ class LinearPredictor:
         model = self._providers.get(provider) or _Model()
         ttft = model.ttft.compute_posterior(self._make_ttft_prior())
         token = model.token.compute_posterior(self._make_token_prior())
-        ratio = self._ratio.compute_posterior(_GUESSED_RATIO)
         typical = model.ttft.mean_features
         if typical is None:
             typical = self._hub.ttft.mean_features
@@ -122,8 +126,11 @@ class LinearPredictor:
             ttft_sd_us=_quantise(math.sqrt(ttft.compute_variance(typical))),
             token_us=_quantise(token.mean[0]),
             token_sd_us=_quantise(math.sqrt(token.compute_variance(_ONE))),
-            output_ppm=min(max(_quantise(ratio.mean[0] * PPM), 1), PPM),
         )
+
+    def quantise_scenarios(self) -> tuple[Scenario, ...]:
+        """Give the joint distribution of lengths and times of the hub's tasks."""
+        return self._scenarios.quantise()
 
     def _touch(self, provider: NodeId) -> _Model:
         """Get a provider's model, as the one heard of last."""
@@ -136,13 +143,17 @@ class LinearPredictor:
     @staticmethod
     def _learn(
         own: Regression, hub: Regression, features: FloatArray, target: float, expected: Posterior
-    ) -> None:
-        """Teach provider and hub one observation, pulled in if it is far off."""
+    ) -> float:
+        """Teach provider and hub one observation, pulled in if it is far off.
+
+        Returns: by how many standard deviations it missed what was expected, before pulling in.
+        """
         centre = float(features @ expected.mean)
-        reach = max(_CLIP_SIGMAS * math.sqrt(expected.compute_variance(features)), centre)
-        clipped = min(float(target), centre + reach)
+        deviation = math.sqrt(expected.compute_variance(features))
+        clipped = min(float(target), centre + max(_CLIP_SIGMAS * deviation, centre))
         own.learn_one(features, clipped)
         hub.learn_one(features, clipped)
+        return (target - centre) / max(deviation, 1.0)
 
     def _make_ttft_prior(self) -> Prior:
         return _make_prior(self._hub.ttft, _GUESSED_TTFT)

@@ -25,6 +25,8 @@ from iemas.core.types import (
 
 MAX_TOKENS = 10_000_000
 MAX_MICROS = 2**53
+N_SCENARIOS = 16
+"""How many scenarios a round weighs: a divisor of 10^6, so that means are whole in ppm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,9 @@ class ProviderQos:
     """Quantised coefficients of the QoS model for one provider, all integers.
 
     Time to first token in µs is ``base + per_uncached_token·uncached + per_active_task·active +
-    per_pending_token·pending``, an output token takes ``token_us``, and a task yields
-    ``output_ppm`` of its `max_tokens`. `*_sd_us` are standard deviations. `samples` counts the
-    receipts behind it. Source: design §9.
+    per_pending_token·pending``, an output token takes ``token_us``; both in the mean, with
+    `*_sd_us` as standard deviations, and `Scenario` says how they spread together. `samples`
+    counts the receipts behind it. Source: design §9.
     """
 
     provider: NodeId
@@ -165,7 +167,6 @@ class ProviderQos:
     ttft_sd_us: int
     token_us: int
     token_sd_us: int
-    output_ppm: int
 
     def __post_init__(self) -> None:
         require_id("provider", self.provider)
@@ -179,7 +180,26 @@ class ProviderQos:
             "token_sd_us",
         ):
             require(0 <= getattr(self, name) <= 10**10, f"{name} must be in 0..10^10 µs")
-        require(0 < self.output_ppm <= 1_000_000, "output_ppm must be in 1..10^6")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One of `N_SCENARIOS` equally likely ways in which any task of a hub may go.
+
+    The answer would be `output_tokens` long if nothing cut it off. The first token comes
+    `ttft_deviation_ppm` millionths of the provider's standard deviation after the mean, and a
+    token takes `token_deviation_ppm` longer. Together they are the joint distribution of lengths
+    and times that a round clears under. Source: docs/spec/auction.md §6.
+    """
+
+    output_tokens: int
+    ttft_deviation_ppm: int
+    token_deviation_ppm: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.output_tokens <= MAX_TOKENS, "output_tokens must be in 1..10^7")
+        for name in ("ttft_deviation_ppm", "token_deviation_ppm"):
+            require(abs(getattr(self, name)) <= 10**8, f"{name} must be in -10^8..10^8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +272,14 @@ class Transcript:
     ledger_height: int
     close: Signed[RoundClose]
     release: Signed[ShareRelease]
+    scenarios: tuple[Scenario, ...]
     providers: tuple[ProviderInput, ...]
     tasks: tuple[TaskInput, ...]
     clearing: ClearingResult
 
     def __post_init__(self) -> None:
         require_id("previous_hash", self.previous_hash)
+        require(len(self.scenarios) == N_SCENARIOS, f"there must be {N_SCENARIOS} scenarios")
         for task in self.tasks:
             require(
                 len(task.matched_blocks) == len(self.providers),

@@ -7,13 +7,14 @@ token costs one micro-credit at the default rates. The ledger behind them is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from iemas.client._bidding import PendingBid, TermInfo, make_bid_submission
 from iemas.client._channel import Channel
 from iemas.client._metering import TaskMeter
-from iemas.core.auction import Allocation, Bid, ProviderQos
+from iemas.core.auction import N_SCENARIOS, Allocation, Bid, ProviderQos, Scenario
 from iemas.core.election import Term
 from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed, Signer
@@ -117,9 +118,25 @@ def make_qos(provider: NodeId, **changes: Any) -> ProviderQos:
         "ttft_sd_us": 0,
         "token_us": 1_000,
         "token_sd_us": 0,
-        "output_ppm": 1_000_000,
     }
     return ProviderQos(**(values | changes))
+
+
+def make_scenarios(
+    output_tokens: Sequence[int] = (50,), *, deviations_ppm: Sequence[int] = (0,)
+) -> tuple[Scenario, ...]:
+    """Make scenarios of these lengths, by default all alike and without spread.
+
+    Both are repeated until there are enough of them.
+    """
+    return tuple(
+        Scenario(
+            output_tokens[k % len(output_tokens)],
+            deviations_ppm[k % len(deviations_ppm)],
+            deviations_ppm[k % len(deviations_ppm)],
+        )
+        for k in range(N_SCENARIOS)
+    )
 
 
 # --- bids ----------------------------------------------------------------------------------------

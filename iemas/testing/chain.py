@@ -7,9 +7,11 @@ from typing import Any
 
 from iemas import wire
 from iemas.core.auction import (
+    N_SCENARIOS,
     Allocation,
     ClearingResult,
     RoundClose,
+    Scenario,
     SealedBid,
     ShareRelease,
     Transcript,
@@ -241,6 +243,7 @@ class LedgerChain:
             ledger_height=0,
             close=self.sign("node-1", close),
             release=self.sign("node-2", release),
+            scenarios=(Scenario(1, 0, 0),) * N_SCENARIOS,
             providers=(),
             tasks=(),
             clearing=ClearingResult("provider", (), 0, (), (), ()),

@@ -275,7 +275,6 @@ class ProviderQos(_message.Message):
     TTFT_SD_US_FIELD_NUMBER: _builtins.int
     TOKEN_US_FIELD_NUMBER: _builtins.int
     TOKEN_SD_US_FIELD_NUMBER: _builtins.int
-    OUTPUT_PPM_FIELD_NUMBER: _builtins.int
     provider: _builtins.bytes
     samples: _builtins.int
     ttft_base_us: _builtins.int
@@ -285,7 +284,6 @@ class ProviderQos(_message.Message):
     ttft_sd_us: _builtins.int
     token_us: _builtins.int
     token_sd_us: _builtins.int
-    output_ppm: _builtins.int
     def __init__(
         self,
         *,
@@ -298,15 +296,43 @@ class ProviderQos(_message.Message):
         ttft_sd_us: _builtins.int = ...,
         token_us: _builtins.int = ...,
         token_sd_us: _builtins.int = ...,
-        output_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_ppm", b"output_ppm", "provider", b"provider", "samples", b"samples", "token_sd_us", b"token_sd_us", "token_us", b"token_us", "ttft_base_us", b"ttft_base_us", "ttft_per_active_task_us", b"ttft_per_active_task_us", "ttft_per_pending_token_us", b"ttft_per_pending_token_us", "ttft_per_uncached_token_us", b"ttft_per_uncached_token_us", "ttft_sd_us", b"ttft_sd_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider", "samples", b"samples", "token_sd_us", b"token_sd_us", "token_us", b"token_us", "ttft_base_us", b"ttft_base_us", "ttft_per_active_task_us", b"ttft_per_active_task_us", "ttft_per_pending_token_us", b"ttft_per_pending_token_us", "ttft_per_uncached_token_us", b"ttft_per_uncached_token_us", "ttft_sd_us", b"ttft_sd_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProviderQos: _TypeAlias = ProviderQos  # noqa: Y015
+
+@_typing.final
+class Scenario(_message.Message):
+    """One of 16 equally likely ways in which any task of a hub may go: the joint distribution of
+    answer lengths and times.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_DEVIATION_PPM_FIELD_NUMBER: _builtins.int
+    TOKEN_DEVIATION_PPM_FIELD_NUMBER: _builtins.int
+    output_tokens: _builtins.int
+    ttft_deviation_ppm: _builtins.int
+    token_deviation_ppm: _builtins.int
+    def __init__(
+        self,
+        *,
+        output_tokens: _builtins.int = ...,
+        ttft_deviation_ppm: _builtins.int = ...,
+        token_deviation_ppm: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "token_deviation_ppm", b"token_deviation_ppm", "ttft_deviation_ppm", b"ttft_deviation_ppm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scenario: _TypeAlias = Scenario  # noqa: Y015
 
 @_typing.final
 class ProviderInput(_message.Message):
@@ -445,6 +471,7 @@ class Transcript(_message.Message):
     LEDGER_HEIGHT_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    SCENARIOS_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     CLEARING_FIELD_NUMBER: _builtins.int
@@ -465,6 +492,8 @@ class Transcript(_message.Message):
         """of ShareRelease"""
 
     @_builtins.property
+    def scenarios(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scenario]: ...
+    @_builtins.property
     def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderInput]: ...
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskInput]: ...
@@ -483,13 +512,14 @@ class Transcript(_message.Message):
         ledger_height: _builtins.int = ...,
         close: _types_pb2.Envelope | None = ...,
         release: _types_pb2.Envelope | None = ...,
+        scenarios: _abc.Iterable[Global___Scenario] | None = ...,
         providers: _abc.Iterable[Global___ProviderInput] | None = ...,
         tasks: _abc.Iterable[Global___TaskInput] | None = ...,
         clearing: Global___ClearingResult | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clearing", b"clearing", "close", b"close", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "ledger_height", b"ledger_height", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "ledger_height", b"ledger_height", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "scenarios", b"scenarios", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,7 @@ from iemas.core.auction import (
     Refusal,
     ReleaseNotice,
     RoundOutcome,
+    Scenario,
     Transcript,
     TranscriptNotice,
     Unmatched,
@@ -42,6 +43,7 @@ from iemas.testing.builders import (
     make_capability,
     make_load,
     make_qos,
+    make_scenarios,
     make_stamp,
 )
 from iemas.testing.chain import LedgerChain, make_genesis, make_identity
@@ -64,6 +66,9 @@ class Market:
             )
             for view in self.views.values()
         ]
+
+    def get_scenarios(self) -> tuple[Scenario, ...]:
+        return make_scenarios()
 
     def get_allowance(self, account: AccountId, term: int) -> int:
         return self.chain.state.get_allowance(self.chain.hub, account, term)

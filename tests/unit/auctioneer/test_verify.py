@@ -454,7 +454,9 @@ def test_matched_blocks_are_the_bidders_to_check(bench: RoundBench) -> None:
     old = get_transcript(bench)
     # The clearing must be the right one for the forged counts, else the certificate shows it.
     bids = bench.verify().bids
-    valuation, slots = compute_round_valuation(bids, old.providers, [(2, 2)], bench.params)
+    valuation, slots = compute_round_valuation(
+        bids, old.providers, [(2, 2)], old.scenarios, bench.params
+    )
     clearing = encode_clearing(clear(valuation.welfare_micros, slots, mode=bench.params.mode))
     bench.verify(bench.forge(tasks=tasks, clearing=clearing))
     with pytest.raises(InvalidTranscriptError):

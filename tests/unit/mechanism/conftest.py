@@ -38,7 +38,6 @@ def build_qos(**changes: Any) -> ProviderQos:
         "ttft_sd_us": 0,
         "token_us": 10_000,
         "token_sd_us": 0,
-        "output_ppm": 500_000,
     }
     return ProviderQos(**(fields | changes))
 

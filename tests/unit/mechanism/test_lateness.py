@@ -1,4 +1,4 @@
-"""The quadrature over delivery times, against dense grids that sum token by token."""
+"""Expected lateness: token by token in each scenario, and against dense grids."""
 
 from statistics import NormalDist
 from typing import Any
@@ -6,18 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auctioneer.mechanism.lateness import (
-    _SLICE_MEANS,
-    _TIMING_NODES,
-    compute_expected_lateness,
-)
+from auctioneer.mechanism.lateness import compute_expected_lateness
+from auctioneer.predictors.scenarios import ScenarioModel
+from iemas.core.auction import N_SCENARIOS, Scenario
 from iemas.core.types import PPM, Lateness
+from iemas.testing.builders import make_scenarios
 
-
-def compute_slice_means(count: Any) -> Any:
-    normal = NormalDist()
-    edges = [normal.pdf(normal.inv_cdf(k / count)) for k in range(1, count)]
-    return count * -np.diff([0.0, *edges, 0.0])
+SPREAD = ScenarioModel().quantise()
+SURE = make_scenarios([1])
 
 
 def compute(
@@ -29,19 +25,44 @@ def compute(
     tokens: Any,
     deadline_ms: Any,
     decay_ms: Any,
+    scenarios: Any = SPREAD,
 ) -> Any:
-    """One pair's shares: of the prompt, and of the output."""
+    """One pair's shares: of the prompt, and of the output; `tokens` may be one for each."""
     prompt, output = compute_expected_lateness(
+        scenarios=scenarios,
         ttft_us=np.array([[ttft_us]]),
         ttft_sd_us=np.array([ttft_sd_us]),
         token_us=np.array([token_us]),
         token_sd_us=np.array([token_sd_us]),
-        output_tokens=np.array([[tokens]]),
+        output_tokens=np.broadcast_to(np.array(tokens).reshape(-1, 1), (N_SCENARIOS, 1)),
         deadline_ms=np.array([deadline_ms]),
         decay_ms=np.array([decay_ms]),
     )
     assert prompt.dtype == output.dtype == np.int64
     return int(prompt[0, 0]), int(output[0, 0])
+
+
+def sum_token_by_token(case: Any, scenarios: Any) -> Any:
+    """What the closed form stands for."""
+    lengths = np.broadcast_to(case["tokens"], (N_SCENARIOS,))
+    prompt, output = 0.0, 0.0
+    for scenario, length in zip(scenarios, lengths, strict=True):
+        first = case["ttft_us"] + case["ttft_sd_us"] * scenario.ttft_deviation_ppm / PPM
+        gap = case["token_us"] + case["token_sd_us"] * scenario.token_deviation_ppm / PPM
+        times_us = max(first, 0) + max(gap, 1) * np.arange(length)
+        share = (case["deadline_ms"] + case["decay_ms"] - times_us / 1000) / max(
+            case["decay_ms"], 1e-9
+        )
+        late = np.where(times_us <= case["deadline_ms"] * 1000, 1.0, np.clip(share, 0, 1))
+        prompt += late[0] / N_SCENARIOS
+        output += late.sum() / N_SCENARIOS
+    return prompt, output
+
+
+def normal_slice_means(count: Any) -> Any:
+    normal = NormalDist()
+    edges = [normal.pdf(normal.inv_cdf(k / count)) for k in range(1, count)]
+    return count * -np.diff([0.0, *edges, 0.0])
 
 
 def compute_densely(
@@ -54,7 +75,7 @@ def compute_densely(
     deadline_ms: Any,
     decay_ms: Any,
 ) -> Any:
-    means = compute_slice_means(60)
+    means = normal_slice_means(60)
     first = np.maximum(ttft_us + ttft_sd_us * means, 0)
     gap = np.maximum(token_us + token_sd_us * means, 1)
     times = first[:, None, None] + gap[:, None] * np.arange(tokens)
@@ -84,15 +105,18 @@ def draw_cases(count: Any, decays: Any) -> Any:
         }
 
 
-def test_the_slices_are_those_of_a_normal_distribution() -> None:
-    assert np.allclose(_SLICE_MEANS, compute_slice_means(12), atol=1e-6)
-    assert [-x for x in _SLICE_MEANS[::-1]] == list(_SLICE_MEANS)
-
-
-def test_the_lattice_is_symmetric_and_has_both_marginals() -> None:
-    assert {(-x, -y) for x, y in _TIMING_NODES} == set(_TIMING_NODES)
-    for axis in (0, 1):
-        assert sorted(node[axis] for node in _TIMING_NODES) == list(_SLICE_MEANS)
+def test_the_closed_form_is_the_sum_over_tokens_and_scenarios() -> None:
+    rng = np.random.default_rng(12)
+    for case in draw_cases(200, decays=[0, 0.3, 1.0]):
+        scenarios = [
+            Scenario(int(rng.integers(1, 200)), *rng.integers(-3 * PPM, 3 * PPM, 2).tolist())
+            for _ in range(N_SCENARIOS)
+        ]
+        case["tokens"] = [scenario.output_tokens for scenario in scenarios]
+        prompt, output = compute(**case, scenarios=scenarios)
+        expected_prompt, expected_output = sum_token_by_token(case, scenarios)
+        assert prompt == pytest.approx(expected_prompt * PPM, abs=2)
+        assert output == pytest.approx(expected_output * PPM, abs=2)
 
 
 def test_errors_stay_within_the_documented_bounds() -> None:
@@ -102,7 +126,7 @@ def test_errors_stay_within_the_documented_bounds() -> None:
         prompt, output = compute(**case)
         dense_prompt, dense_output = compute_densely(**case)
         # The prompt's proven bound, and the dense grid's own.
-        assert abs(prompt / PPM - dense_prompt) <= 1 / 12 + 1 / 60
+        assert abs(prompt / PPM - dense_prompt) <= 1 / 16 + 1 / 60
         errors.append(abs(output / PPM / case["tokens"] - dense_output))
     assert max(errors) < 0.08
     assert np.mean(errors) < 0.006
@@ -110,7 +134,7 @@ def test_errors_stay_within_the_documented_bounds() -> None:
 
 def test_without_spread_it_is_what_settlement_would_weigh() -> None:
     for case in draw_cases(100, decays=[0.3, 1.0]):
-        sure = case | {"ttft_sd_us": 0, "token_sd_us": 0}
+        sure = case | {"ttft_sd_us": 0, "token_sd_us": 0, "scenarios": SURE}
         lateness = Lateness(sure["deadline_ms"], max(sure["decay_ms"], 100))
         sure["decay_ms"] = lateness.decay_ms
         prompt, output = compute(**sure)

@@ -13,9 +13,12 @@ from auctioneer.mechanism import clear
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.mechanism.errors import InvalidValuationInputError
 from auctioneer.mechanism.valuation import MAX_TTFT_US, Valuation, compute_valuation, predict
-from iemas.core.auction import Bid, ProviderInput, ProviderQos
+from iemas.core.auction import N_SCENARIOS, Bid, ProviderInput, ProviderQos
 from iemas.core.report import LoadReport
-from iemas.core.types import Lateness, Prices
+from iemas.core.types import PPM, Lateness, Prices
+from iemas.testing.builders import make_scenarios
+
+SCENARIOS = make_scenarios([50])
 
 
 def blocks(*rows: Any) -> IntArray:
@@ -25,14 +28,18 @@ def blocks(*rows: Any) -> IntArray:
 def evaluate_one(
     bid: Bid, provider: ProviderInput, matched: int = 40, *, cache_affinity: bool = True
 ) -> Valuation:
-    return compute_valuation([bid], [provider], blocks([matched]), cache_affinity=cache_affinity)
+    return compute_valuation(
+        [bid], [provider], blocks([matched]), scenarios=SCENARIOS, cache_affinity=cache_affinity
+    )
 
 
 def test_worked_example_of_spec_6(
     make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
 ) -> None:
     bids = [make_bid(), make_bid(lateness=Lateness(600, 100))]
-    valuation = compute_valuation(bids, [make_provider()], blocks([40], [40]), cache_affinity=True)
+    valuation = compute_valuation(
+        bids, [make_provider()], blocks([40], [40]), scenarios=SCENARIOS, cache_affinity=True
+    )
     assert valuation.cached_tokens.tolist() == [[640], [640]]
     assert valuation.cost_micros.tolist() == [[344], [344]]
     assert valuation.value_micros.tolist() == [[688], [622]]
@@ -45,10 +52,9 @@ def test_worked_example_of_spec_6(
 def test_prediction_of_the_worked_example(
     make_qos: Callable[..., ProviderQos], make_load: Callable[..., LoadReport]
 ) -> None:
-    prediction = predict(make_qos(), make_load(), uncached_tokens=360, max_tokens=100)
+    prediction = predict(make_qos(), make_load(), uncached_tokens=360)
     assert prediction.ttft_us == 320_000
     assert prediction.token_us == 10_000
-    assert prediction.output_tokens == 50
 
 
 def test_pending_tokens_delay(
@@ -56,8 +62,7 @@ def test_pending_tokens_delay(
 ) -> None:
     qos = make_qos(ttft_per_pending_token_us=7)
     load = make_load(active=0, pending_prompt_tokens=1000)
-    assert predict(qos, load, uncached_tokens=0, max_tokens=1).ttft_us == 107_000
-    assert predict(qos, load, uncached_tokens=0, max_tokens=1).output_tokens == 1
+    assert predict(qos, load, uncached_tokens=0).ttft_us == 107_000
 
 
 def test_prediction_saturates(
@@ -73,20 +78,18 @@ def test_prediction_saturates(
         "ttft_per_pending_token_us": 10**10,
     }
     load = make_load(pending_prompt_tokens=2**63)
-    prediction = predict(make_qos(**worst), load, uncached_tokens=10**7, max_tokens=1)
+    prediction = predict(make_qos(**worst), load, uncached_tokens=10**7)
     assert prediction.ttft_us == MAX_TTFT_US
     valuation = evaluate_one(make_bid(), make_provider(qos=make_qos(**worst), load=load))
     assert valuation.expected_ttft_ms.tolist() == [[MAX_TTFT_US // 1000]]
 
 
-@pytest.mark.parametrize("counts", [(-1, 1), (0, 0)])
 def test_prediction_refuses_impossible_counts(
-    make_qos: Callable[..., ProviderQos],
-    make_load: Callable[..., LoadReport],
-    counts: tuple[int, int],
+    make_qos: Callable[..., ProviderQos], make_load: Callable[..., LoadReport]
 ) -> None:
-    with pytest.raises(InvalidValuationInputError):
-        predict(make_qos(), make_load(), uncached_tokens=counts[0], max_tokens=counts[1])
+    with pytest.raises(InvalidValuationInputError) as refused:
+        predict(make_qos(), make_load(), uncached_tokens=-1)
+    assert refused.value.argument == "uncached_tokens"
 
 
 def test_random_pairs_equal_the_scalar_reference(
@@ -112,7 +115,7 @@ def test_random_pairs_equal_the_scalar_reference(
     providers = [
         make_provider(
             ask=Prices(draw(1, 10**12), draw(1, 10**12), draw(1, 10**12)),
-            qos=make_qos(ttft_per_uncached_token_us=draw(1, 10**6), output_ppm=draw(1, 10**6)),
+            qos=make_qos(ttft_per_uncached_token_us=draw(1, 10**6)),
             load=make_load(active=draw(1, 5)),
             context_tokens=2**50,
             block_size=draw(1, 4096),
@@ -120,7 +123,10 @@ def test_random_pairs_equal_the_scalar_reference(
         for _ in range(20)
     ]
     matched = rng.integers(0, 1000, (30, 20))
-    valuation = compute_valuation(bids, providers, matched, cache_affinity=True)
+    lengths = [draw(1, 10**7) for _ in range(N_SCENARIOS)]
+    valuation = compute_valuation(
+        bids, providers, matched, scenarios=make_scenarios(lengths), cache_affinity=True
+    )
     for (n, i), found in np.ndenumerate(matched):
         bid, provider = bids[n], providers[i]
         size = provider.capability.message.block_size
@@ -129,9 +135,9 @@ def test_random_pairs_equal_the_scalar_reference(
             provider.qos,
             provider.load.message,
             uncached_tokens=bid.prompt_tokens - cached,
-            max_tokens=bid.max_tokens,
         )
-        tokens = (bid.prompt_tokens - cached, cached, prediction.output_tokens)
+        output = Fraction(sum(min(n, bid.max_tokens) for n in lengths), N_SCENARIOS)
+        tokens = (Fraction(bid.prompt_tokens - cached), Fraction(cached), output)
         value = floor(compute_total(bid.prices, tokens))
         cost = ceil(compute_total(provider.ask, tokens))
         covered = bid.prices.covers(provider.ask)
@@ -153,16 +159,20 @@ def compute_total(prices: Any, tokens: Any) -> Any:
 
 
 def test_the_largest_products_are_exact(
-    make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
-    make_qos: Callable[..., ProviderQos],
+    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
 ) -> None:
     top = Prices(10**12, 10**12, 10**12)
     bid = make_bid(
         prompt_tokens=10**7, max_tokens=10**7, prices=top, lateness=Lateness(86_400_000, 1)
     )
-    provider = make_provider(ask=top, qos=make_qos(output_ppm=10**6), context_tokens=2**63)
-    valuation = evaluate_one(bid, provider, 0)
+    provider = make_provider(ask=top, context_tokens=2**63)
+    valuation = compute_valuation(
+        [bid],
+        [provider],
+        blocks([0]),
+        scenarios=make_scenarios([10**7]),
+        cache_affinity=True,
+    )
     assert valuation.cost_micros.tolist() == [[2 * 10**13]]
     assert 10**13 <= valuation.value_micros[0, 0] <= 2 * 10**13
 
@@ -190,7 +200,11 @@ def test_cached_tokens_raise_welfare_by_the_cheaper_ask(
     # Worth the same to the requester either way, so the whole saving is welfare.
     bid = make_bid(prices=Prices(1_000_000, 1_000_000, 4_000_000))
     valuation = compute_valuation(
-        [bid], [make_provider(), make_provider()], blocks([0, 40]), cache_affinity=True
+        [bid],
+        [make_provider(), make_provider()],
+        blocks([0, 40]),
+        scenarios=SCENARIOS,
+        cache_affinity=True,
     )
     cold, warm = valuation.welfare_micros[0].tolist()
     assert warm - cold == 640 * 0.4
@@ -252,8 +266,64 @@ def test_malformed_matched_blocks_are_refused(
     make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput], matched: Any
 ) -> None:
     with pytest.raises(InvalidValuationInputError) as refused:
-        compute_valuation([make_bid()], [make_provider()], matched, cache_affinity=True)
+        compute_valuation(
+            [make_bid()], [make_provider()], matched, scenarios=SCENARIOS, cache_affinity=True
+        )
     assert refused.value.argument == "matched_blocks"
+
+
+def test_another_number_of_scenarios_is_refused(
+    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+) -> None:
+    with pytest.raises(InvalidValuationInputError) as refused:
+        compute_valuation(
+            [make_bid()],
+            [make_provider()],
+            blocks([0]),
+            scenarios=SCENARIOS[1:],
+            cache_affinity=True,
+        )
+    assert refused.value.argument == "scenarios"
+
+
+def test_each_answer_ends_at_its_own_bound(
+    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+) -> None:
+    lengths = [10, 20, 40, 80]
+    bids = [make_bid(max_tokens=most, reservation_micros=10**6) for most in (1, 15, 100)]
+    valuation = compute_valuation(
+        bids,
+        [make_provider()],
+        blocks([0], [0], [0]),
+        scenarios=make_scenarios(lengths),
+        cache_affinity=True,
+    )
+    expected = [sum(min(n, bid.max_tokens) for n in lengths) / 4 for bid in bids]
+    found = [valuation.get_expected_tokens(n, 0)[2] / PPM for n in range(3)]
+    assert found == expected == [1.0, 13.75, 37.5]
+
+
+def test_long_and_late_go_together_if_the_scenarios_say_so(
+    make_bid: Callable[..., Bid],
+    make_provider: Callable[..., ProviderInput],
+    make_qos: Callable[..., ProviderQos],
+) -> None:
+    """The same lengths and the same times, together or against each other: other worth."""
+    bid = make_bid(lateness=Lateness(900, 300))
+    provider = make_provider(qos=make_qos(token_sd_us=8_000))
+
+    def evaluate(deviations_ppm: list[int]) -> int:
+        valuation = compute_valuation(
+            [bid],
+            [provider],
+            blocks([0]),
+            scenarios=make_scenarios([10, 90], deviations_ppm=deviations_ppm),
+            cache_affinity=True,
+        )
+        assert valuation.cost_micros.tolist() == [[600]]
+        return int(valuation.value_micros[0, 0])
+
+    assert evaluate([-PPM, PPM]) < evaluate([PPM, -PPM])
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 2), (2, 0)])
@@ -268,6 +338,7 @@ def test_empty_rounds(
         [make_bid(lateness=lateness)] * shape[0],
         [make_provider()] * shape[1],
         np.zeros(shape, dtype=np.int64),
+        scenarios=SCENARIOS,
         cache_affinity=True,
     )
     assert valuation.welfare_micros.shape == shape
@@ -288,7 +359,7 @@ def test_the_same_pair_has_the_same_value_in_any_round(
     ]
     providers = [make_provider(qos=q) for q in qos]
     matched = rng.integers(0, 60, (17, 13))
-    together = compute_valuation(bids, providers, matched, cache_affinity=True)
+    together = compute_valuation(bids, providers, matched, scenarios=SCENARIOS, cache_affinity=True)
     for (n, i), found in np.ndenumerate(matched):
         alone = evaluate_one(bids[n], providers[i], int(found))
         assert alone.get_expected_tokens(0, 0) == together.get_expected_tokens(n, i)
@@ -315,14 +386,16 @@ def test_no_declared_price_gains_over_the_true_one(
     matched = blocks([40, 0], [0, 40])
 
     def compute_utility(bid: Bid) -> int:
-        valuation = compute_valuation([bid, rival], providers, matched, cache_affinity=True)
+        valuation = compute_valuation(
+            [bid, rival], providers, matched, scenarios=SCENARIOS, cache_affinity=True
+        )
         clearing = clear(valuation.welfare_micros, np.array([1, 0]), mode="client")
         i = int(clearing.assignment[0])
         price = int(valuation.cost_micros[0, i] + clearing.surcharges[0])
         return int(true_value[0, i]) - price if i >= 0 else 0
 
     true_value = compute_valuation(
-        [truth], providers, matched[:1], cache_affinity=True
+        [truth], providers, matched[:1], scenarios=SCENARIOS, cache_affinity=True
     ).value_micros
     honest = compute_utility(truth)
     assert honest >= 0

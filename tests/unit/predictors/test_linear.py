@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from auctioneer.mechanism.valuation import predict
 from auctioneer.predictors import LinearPredictor, Predictor, UnusableReceiptError
-from iemas.core.auction import ProviderQos
+from auctioneer.predictors.scenarios import ScenarioModel
+from iemas.core.auction import N_SCENARIOS, ProviderQos
 from iemas.core.errors import InvalidReceiptError
 from iemas.core.execution import Receipt
 from iemas.core.report import LoadReport, ReportStamp
@@ -91,7 +92,7 @@ def predict_ttft_us(qos: ProviderQos, receipt: Receipt) -> int:
     stamp = ReportStamp(receipt.provider, 1, 0, 1, 1000)
     load = LoadReport(stamp, 8, (bytes(32),) * receipt.active_tasks, (), 0)
     uncached = receipt.prompt_tokens - receipt.cached_tokens
-    return predict(qos, load, uncached_tokens=uncached, max_tokens=MAX_TOKENS).ttft_us
+    return predict(qos, load, uncached_tokens=uncached).ttft_us
 
 
 def test_it_learns_a_planted_model() -> None:
@@ -105,7 +106,8 @@ def test_it_learns_a_planted_model() -> None:
     assert qos.ttft_sd_us == pytest.approx(25_000, rel=0.2)
     assert qos.token_us == pytest.approx(40_000, rel=0.03)
     assert qos.token_sd_us == pytest.approx(4_000, rel=0.2)
-    assert qos.output_ppm == pytest.approx(400_000, rel=0.05)
+    mean_tokens = np.mean([one.output_tokens for one in predictor.quantise_scenarios()])
+    assert mean_tokens == pytest.approx(0.4 * MAX_TOKENS, rel=0.05)
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9])
@@ -151,7 +153,7 @@ def test_before_any_receipt_there_is_a_guess() -> None:
     assert qos.samples == 0
     assert qos.ttft_base_us > 0
     assert qos.ttft_sd_us > qos.ttft_base_us
-    assert 0 < qos.output_ppm <= 10**6
+    assert LinearPredictor().quantise_scenarios() == ScenarioModel().quantise()
 
 
 def test_it_follows_a_provider_that_changes_for_good() -> None:
@@ -176,12 +178,12 @@ def test_one_extreme_receipt_moves_little() -> None:
 
 def test_answers_cut_off_say_nothing_about_length() -> None:
     predictor = LinearPredictor()
-    before = predictor.quantise(FAST).output_ppm
+    before = predictor.quantise_scenarios()
     for finish in (FinishReason.CANCELLED, FinishReason.FAILED, FinishReason.UNSPECIFIED):
         predictor.learn_one(make_receipt(finish=finish, output_tokens=2), max_tokens=MAX_TOKENS)
-    assert predictor.quantise(FAST).output_ppm == before
-    predictor.learn_one(make_receipt(finish=FinishReason.LENGTH), max_tokens=100)
-    assert predictor.quantise(FAST).output_ppm > before
+    assert predictor.quantise_scenarios() == before
+    predictor.learn_one(make_receipt(finish=FinishReason.STOP), max_tokens=100)
+    assert predictor.quantise_scenarios() != before
 
 
 def test_tasks_that_never_answered_teach_nothing() -> None:
@@ -257,5 +259,6 @@ def test_whatever_receipts_say_the_model_stays_within_its_bounds(batch: list[Rec
     for receipt in batch:
         predictor.learn_one(receipt, max_tokens=10**7)
         for provider in (FAST, SLOW, NEW):
-            # `ProviderQos` checks every bound itself.
+            # `ProviderQos` and `Scenario` check every bound themselves.
             assert predictor.quantise(provider).ttft_sd_us >= 0
+        assert len(predictor.quantise_scenarios()) == N_SCENARIOS

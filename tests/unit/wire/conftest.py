@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from iemas import wire
-from iemas.core.auction import Allocation, Transcript
+from iemas.core.auction import N_SCENARIOS, Allocation, Scenario, Transcript
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
 from iemas.core.execution import Receipt
@@ -47,6 +47,10 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (InclusionProof, "index"): st.integers(0, 99),
     (InclusionProof, "size"): st.integers(100, 2**63 - 1),
     (MarketParams, "mode"): st.sampled_from(CLEARING_MODES),
+    (Transcript, "scenarios"): st.tuples(
+        *[st.builds(Scenario, st.integers(1, 10**7), *[st.integers(-(10**8), 10**8)] * 2)]
+        * N_SCENARIOS
+    ),
     (Genesis, "sequencer"): st.just(b"s" * 32),
     (Genesis, "accounts"): st.just(()),
 }
