@@ -241,6 +241,10 @@ class Demo:
         before = History(genesis, findings.chain_id).state
         names = {AccountId(node.node_id): node.name for node in self.market.nodes.values()}
         names[genesis.accounts[0].account] = "customer"
+        report.figures["welfare expected, micro-credits"] = findings.welfare_micros
+        report.figures["of it to providers"] = findings.provider_gains_micros
+        report.figures["deficit of two-sided VCG, not run"] = findings.vcg_deficit_micros
+        report.mode = findings.mode
         report.balances = list_balances(before, history.state, names)
         for verdict in findings.nodes:
             if verdict.status is not None:

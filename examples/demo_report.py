@@ -57,6 +57,7 @@ class Report:
     terms: list[tuple[int, str]] = field(default_factory=list)
     balances: list[tuple[str, int, int]] = field(default_factory=list)
     verified: dict[str, int] = field(default_factory=dict)
+    mode: str = ""
     problems: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Report:
         return {
             "label": self.label,
             "model": self.model,
+            "mode": self.mode,
             "passed": self.passed,
             "checks": self.checks,
             "problems": self.problems,
@@ -151,7 +153,12 @@ def render_outcome(report: Report) -> RenderableType:
     checks = Table(title="what must hold", box=SIMPLE_HEAD, show_header=False, padding=(0, 1))
     for name, holds in report.checks.items():
         checks.add_row("[green]yes[/green]" if holds else "[red]NO[/red]", name)
-    figures = Table(title="figures", box=SIMPLE_HEAD, show_header=False, padding=(0, 1))
+    figures = Table(
+        title=f"figures (clearing mode {report.mode})",
+        box=SIMPLE_HEAD,
+        show_header=False,
+        padding=(0, 1),
+    )
     for name, value in report.figures.items():
         figures.add_row(name, f"{value:,.3f}".rstrip("0").rstrip("."))
     verified = ", ".join(f"{name} {count}" for name, count in sorted(report.verified.items()))

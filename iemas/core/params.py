@@ -22,7 +22,7 @@ CLEARING_MODES = ("provider", "client", "threshold")
 class MarketParams:
     """What all nodes of a market must agree on. Units are in the names."""
 
-    mode: str = "client"
+    mode: str = "provider"
     """Clearing mode, one of `CLEARING_MODES`."""
     cache_affinity: bool = True
     """Whether the valuation counts cached tokens (off only to measure what it brings)."""

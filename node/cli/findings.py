@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from auctioneer.outcomes import ClearedRound
 from iemas.core.errors import ConfigurationError
 from node.cli.common import format_credits
 from node.cli.history import Findings, History
@@ -33,6 +34,8 @@ def render_findings(findings: Findings, names: dict[str, str]) -> RenderableType
         ("terms", str(findings.terms)),
         ("rounds re-checked", f"{findings.rounds} ({cleared or 'none'})"),
         ("bids, allocations", f"{findings.bids}, {findings.allocations}"),
+        (f"welfare, split by mode {findings.mode}", describe_split(findings)),
+        ("deficit of two-sided VCG", f"{findings.vcg_deficit_micros:,} micro-credits, not run"),
     ):
         facts.add_row(name, value)
     nodes = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -48,6 +51,15 @@ def render_findings(findings: Findings, names: dict[str, str]) -> RenderableType
         verified, rejected = str(status.transcripts_verified), str(status.transcripts_refused)
         nodes.add_row(name, str(status.height), root, verified, rejected)
     return Group(facts, nodes)
+
+
+def describe_split(findings: Findings) -> str:
+    """Say who was expected to gain how much from all rounds."""
+    providers = findings.provider_gains_micros
+    return (
+        f"{findings.welfare_micros:,} micro-credits: {providers:,} to providers, "
+        f"{findings.welfare_micros - providers:,} to requesters"
+    )
 
 
 def export_findings(findings: Findings) -> dict[str, Any]:
@@ -67,6 +79,10 @@ def export_findings(findings: Findings) -> dict[str, Any]:
         "bids": findings.bids,
         "fees_micros": findings.fees_micros,
         "allocations": findings.allocations,
+        "mode": findings.mode,
+        "welfare_micros": findings.welfare_micros,
+        "provider_gains_micros": findings.provider_gains_micros,
+        "vcg_deficit_micros": findings.vcg_deficit_micros,
         "rounds_by_auctioneer": dict(findings.rounds_by_auctioneer),
         "nodes": [
             {
@@ -95,10 +111,19 @@ def render_round(history: History, which: str, names: dict[str, str]) -> Rendera
     transcript = cleared.transcript.message
     title = (
         f"round {term}:{number}, cleared by {_name(transcript.auctioneer, names)}, "
-        f"witness {_name(transcript.witness, names)}"
+        f"witness {_name(transcript.witness, names)}, mode {transcript.clearing.mode}"
     )
     table = Table(title=title, box=SIMPLE_HEAD)
-    for heading in ("task", "account", "prompt", "matched blocks", "winner", "cost", "price"):
+    for heading in (
+        "task",
+        "account",
+        "prompt",
+        "matched blocks",
+        "winner",
+        "cost",
+        "surcharge",
+        "price",
+    ):
         table.add_column(heading, justify="right")
     position = {task: n for n, task in enumerate(cleared.tasks)}
     for index, task in enumerate(transcript.tasks):
@@ -107,9 +132,10 @@ def render_round(history: History, which: str, names: dict[str, str]) -> Rendera
         n = position.get(index)
         winner = int(cleared.clearing.assignment[n]) if n is not None else -1
         if n is None or winner < 0:
-            table.add_row(str(index), account, "", blocks, "unmatched", "", "")
+            table.add_row(str(index), account, "", blocks, "unmatched", "", "", "")
             continue
         cost = int(cleared.valuation.cost_micros[n, winner])
+        surcharge = int(cleared.clearing.surcharges[n])
         table.add_row(
             str(index),
             account,
@@ -117,8 +143,29 @@ def render_round(history: History, which: str, names: dict[str, str]) -> Rendera
             blocks,
             _name(transcript.providers[winner].capability.message.stamp.node_id, names),
             str(cost),
-            str(cost + int(cleared.clearing.surcharges[n])),
+            str(surcharge),
+            str(cost + surcharge),
         )
+    return Group(table, _render_sellers(cleared, names))
+
+
+def _render_sellers(cleared: ClearedRound, names: dict[str, str]) -> Table:
+    """Draw what a slot cost at each provider, what it added to the market, and what it gained."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("provider", "free slots", "tasks", "slot price", "adds to market", "gains"):
+        table.add_column(heading, justify="left" if heading == "provider" else "right")
+    clearing = cleared.clearing
+    for i, provider in enumerate(cleared.transcript.message.providers):
+        own = clearing.assignment == i
+        figures = (
+            provider.free_slots,
+            int(own.sum()),
+            int(clearing.slot_prices[i]),
+            int(clearing.vcg_bonuses[i]),
+            int(clearing.surcharges[own].sum()),
+        )
+        name = _name(provider.capability.message.stamp.node_id, names)
+        table.add_row(name, *(str(figure) for figure in figures))
     return table
 
 

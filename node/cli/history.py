@@ -66,6 +66,13 @@ class Findings:
     bids: int = 0
     fees_micros: int = 0
     allocations: int = 0
+    mode: str = ""
+    welfare_micros: int = 0
+    """What all rounds' matches were expected to be worth above their cost."""
+    provider_gains_micros: int = 0
+    """What of it the clearing mode gave to providers, by the expected prices."""
+    vcg_deficit_micros: int = 0
+    """What full two-sided VCG would have lost on the same rounds."""
     rounds_by_auctioneer: Counter[str] = field(default_factory=Counter)
     nodes: list[NodeVerdict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -85,7 +92,9 @@ class History:
         self._places: dict[tuple[int, int], bytes] = {}
         self.cleared: dict[tuple[int, int], ClearedRound] = {}
         self.roots: dict[int, bytes] = {0: self._app.info().state_root}
-        self.findings = Findings(chain_id, supply_micros=self._app.state.get_total_money())
+        self.findings = Findings(
+            chain_id, supply_micros=self._app.state.get_total_money(), mode=genesis.params.mode
+        )
 
     @property
     def height(self) -> int:
@@ -185,6 +194,9 @@ class History:
         self.findings.rounds += 1
         self.findings.bids += len(transcript.tasks)
         self.findings.allocations += len(allocations)
+        self.findings.welfare_micros += cleared.clearing.welfare_micros
+        self.findings.provider_gains_micros += int(cleared.clearing.surcharges.sum())
+        self.findings.vcg_deficit_micros += cleared.clearing.vcg_deficit_micros
         self.findings.rounds_by_auctioneer[transcript.auctioneer.hex()] += 1
 
     def _judge_evidence(self, signed: Signed[Transcript], ledger: LedgerState) -> None:
