@@ -1,0 +1,237 @@
+"""What lies can gain: no more than an agent's VCG payoff lacks, and nothing where that is claimed.
+
+A requester's VCG payoff is w_ij − π_i, a provider's its bonus, and 0 for who is not matched: one
+with a payoff of 0 gains nothing by any lie, another at most what its mode keeps from it. Small
+markets are searched whole: every market of a shape, every lie of every agent in it. Larger ones
+are searched at random.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from auctioneer.mechanism import Clearing, clear
+from auctioneer.mechanism.arrays import IntArray
+from iemas.core.params import CLEARING_MODES
+from tests.property.mechanism.brute_force import Market, draw_market
+from tests.property.mechanism.every_market import EveryMarket
+from tests.property.mechanism.invariants import split_every_way
+
+SHAPES = [(2, 2, 5, 3), (3, 1, 6, 4), (3, 2, 3, 3), (1, 3, 5, 2)]
+
+# In `provider` mode a task can pay less than its slot price, where another at the same provider
+# pays more: see test_in_provider_mode_a_requester_may_gain_more_than_its_vcg_payoff.
+MODES_THAT_BOUND_REQUESTERS = ("client", "threshold")
+
+
+@pytest.fixture(scope="module")
+def tables() -> list[EveryMarket]:
+    return [EveryMarket.make(*shape) for shape in SHAPES]
+
+
+def compute_requester_utility(table: EveryMarket, task: int, mode: str) -> IntArray:
+    """Utility by (rest of the market, true row, declared row): true worth less surcharge."""
+    rows = np.pad(table.list_rows(), ((0, 0), (0, 1)))
+    # −1, unmatched, is the column added: worth 0.
+    provider = table.by_row(table.assignment, task)[:, :, task]
+    surcharges = table.by_row(table.surcharges[mode], task)[:, :, task]
+    worth: IntArray = rows[:, provider].swapaxes(0, 1)
+    return worth - surcharges[:, None, :]
+
+
+def compute_provider_utility(table: EveryMarket, provider: int, mode: str) -> IntArray:
+    """Utility by (rest, true slots and column, declared ones), if it makes good what it drops.
+
+    It is paid declared cost and surcharge for each task that it serves, so it gains x + w − w'
+    there. Of more than it has slots for it serves the best, and for each other one it owes what
+    the requester was to gain, w' − x.
+    """
+    slots, columns = table.list_columns()
+    served = table.by_column(table.assignment, provider) == provider
+    surcharges = table.by_column(table.surcharges[mode], provider)
+    promised = np.where(served, surcharges - columns, 0).sum(axis=2)
+    truth = np.where(served[:, None], columns[:, None, :], 0)
+    return promised[:, None, :] + sum_best(truth, slots[:, None])
+
+
+def sum_best(values: IntArray, counts: IntArray) -> IntArray:
+    """Sum the greatest entries along the last axis, as many as `counts` says."""
+    ordered = np.sort(values, axis=-1)[..., ::-1]
+    kept = np.arange(values.shape[-1]) < counts[..., None]
+    total: IntArray = np.where(kept, ordered, 0).sum(axis=-1)
+    return total
+
+
+def get_honest(utility: IntArray) -> IntArray:
+    """What the truth gives, by (rest, truth, 1)."""
+    return np.diagonal(utility, axis1=1, axis2=2)[:, :, None]
+
+
+def list_requesters(tables: list[EveryMarket]) -> Iterator[tuple[EveryMarket, int]]:
+    return ((table, task) for table in tables for task in range(table.n_tasks))
+
+
+def list_providers(tables: list[EveryMarket]) -> Iterator[tuple[EveryMarket, int]]:
+    return ((table, i) for table in tables for i in range(table.n_providers))
+
+
+def test_no_lie_gives_a_requester_more_than_its_vcg_payoff(
+    tables: list[EveryMarket], count: Callable[[str, int], None]
+) -> None:
+    lies = 0
+    gaining = dict.fromkeys(CLEARING_MODES, 0)
+    for table, task in list_requesters(tables):
+        for mode in CLEARING_MODES:
+            utility = compute_requester_utility(table, task, mode)
+            honest = get_honest(utility)
+            assert (honest >= 0).all()
+            if mode in MODES_THAT_BOUND_REQUESTERS:
+                payoff = get_honest(compute_requester_utility(table, task, "client"))
+                assert (utility <= payoff).all()
+            gaining[mode] += int((utility > honest).any(axis=2).sum())
+        lies += utility.size
+    count("lies of requesters, all there are in small markets", lies)
+    for mode, number in gaining.items():
+        count(f"  requesters that some lie lets gain in {mode} mode", number)
+    assert gaining["client"] == 0
+    assert gaining["threshold"] > 1000
+    assert gaining["provider"] > 1000
+
+
+def test_no_lie_gives_a_provider_more_than_its_bonus(
+    tables: list[EveryMarket], count: Callable[[str, int], None]
+) -> None:
+    """Costs by task and slots at once; nothing is owed where no more slots are declared."""
+    lies = 0
+    gaining = dict.fromkeys(CLEARING_MODES, 0)
+    for table, provider in list_providers(tables):
+        bonus = table.by_column(table.bonuses, provider)[:, :, provider, None]
+        for mode in CLEARING_MODES:
+            utility = compute_provider_utility(table, provider, mode)
+            honest = get_honest(utility)
+            assert (honest >= 0).all()
+            assert (utility <= bonus).all()
+            gaining[mode] += int((utility > honest).any(axis=2).sum())
+        lies += utility.size
+    count("lies of providers, all there are in small markets", lies)
+    for mode, number in gaining.items():
+        count(f"  providers that some lie lets gain in {mode} mode", number)
+    assert gaining["provider"] == 0
+    assert gaining["client"] > 1000
+    assert gaining["threshold"] > 1000
+
+
+def test_one_task_at_a_provider_bounds_its_requester_in_provider_mode() -> None:
+    """With a slot each, the only task pays the whole bonus, and that is at least the price."""
+    table = EveryMarket.make(2, 2, 5, 2)
+    for task in range(2):
+        payoff = get_honest(compute_requester_utility(table, task, "client"))
+        assert (compute_requester_utility(table, task, "provider") <= payoff).all()
+
+
+def test_in_provider_mode_a_requester_may_gain_more_than_its_vcg_payoff() -> None:
+    """The bonus is shared by welfare, so who could go elsewhere pays for who could not.
+
+    A slot costs 39, what the third task would bring. The bonus is 85, as the first task could go
+    to the other provider: it pays 60 of it and the second 25. The third, which by VCG gains
+    nothing, takes the second's place by bidding over it, and gains too.
+    """
+    welfare = np.array([[100, 55], [40, 0], [39, 0]])
+    slots = np.array([2, 1])
+    honest = clear(welfare, slots, mode="provider")
+    assert honest.slot_prices.tolist() == [39, 0]
+    assert honest.vcg_bonuses.tolist() == [85, 0]
+    assert honest.surcharges.tolist() == [60, 25, 0]
+    lie = np.array([[100, 55], [40, 0], [41, 0]])
+    assert clear(lie, slots, mode="provider").surcharges.tolist() == [60, 0, 26]
+    for mode in MODES_THAT_BOUND_REQUESTERS:
+        assert clear(lie, slots, mode=mode).surcharges[2] >= 39
+
+
+def test_slots_that_it_lacks_let_a_provider_gain_unless_it_makes_good_what_it_drops() -> None:
+    """Of a greater bonus the first task pays the most, and only that one is ever served.
+
+    The provider has one slot, for which the second task is the better, as the first may go to the
+    other provider. Declaring two it is given both, serves the first and takes 13 instead of 10. To
+    make good the 8 that the second was to gain leaves it with 5.
+    """
+    welfare = np.array([[100, 95], [10, 0]])
+    honest = clear(welfare, np.array([1, 1]), mode="provider")
+    assert honest.assignment.tolist() == [1, 0]
+    assert honest.vcg_bonuses.tolist() == [10, 5]
+    lie = clear(welfare, np.array([2, 1]), mode="provider")
+    assert lie.assignment.tolist() == [0, 0]
+    assert lie.surcharges.tolist() == [13, 2]
+    assert lie.surcharges[0] > honest.vcg_bonuses[0]
+    assert lie.surcharges[0] - (10 - lie.surcharges[1]) <= honest.vcg_bonuses[0]
+
+
+# --- larger markets ------------------------------------------------------------------------------
+
+
+def draw_lies(truth: IntArray, others: IntArray, rng: np.random.Generator) -> Iterator[IntArray]:
+    """Misreports of one agent's values: shaded, raised, mixed with others', denied, made up."""
+    top = int(max(truth.max(), others.max(), 1))
+    yield truth - int(rng.integers(0, top))
+    yield truth + int(rng.integers(0, top))
+    yield truth - rng.integers(-1, 2, len(truth))
+    yield truth * int(rng.integers(0, 11)) // 10
+    yield np.where(rng.random(len(truth)) < 0.5, truth, 0)
+    yield np.where(rng.random(len(truth)) < 0.5, truth, rng.choice(others.ravel(), len(truth)))
+    yield rng.integers(-top, 2 * top, len(truth))
+
+
+def draw_contested_market(rng: np.random.Generator) -> Market:
+    n_tasks, n_providers = int(rng.integers(2, 13)), int(rng.integers(2, 7))
+    welfare, slots = draw_market(rng, n_tasks, n_providers)
+    return welfare, slots // 2
+
+
+def get_worth(welfare: IntArray, clearing: Clearing, task: int) -> int:
+    provider = int(clearing.assignment[task])
+    return int(welfare[task, provider]) if provider >= 0 else 0
+
+
+def test_no_lie_drawn_at_large_gives_a_requester_more_than_its_vcg_payoff() -> None:
+    rng = np.random.default_rng(28)
+    gains = 0
+    for _ in range(200):
+        welfare, slots = draw_contested_market(rng)
+        task = int(rng.integers(len(welfare)))
+        honest = clear(welfare, slots, mode="client")
+        payoff = get_worth(welfare, honest, task) - int(honest.surcharges[task])
+        threshold = split_every_way(welfare, honest)["threshold"]
+        after_cut = get_worth(welfare, honest, task) - int(threshold[task])
+        for row in draw_lies(welfare[task], welfare, rng):
+            lie = welfare.copy()
+            lie[task] = row
+            clearing = clear(lie, slots)
+            splits = split_every_way(lie, clearing)
+            for mode in MODES_THAT_BOUND_REQUESTERS:
+                gain = get_worth(welfare, clearing, task) - int(splits[mode][task])
+                assert gain <= payoff
+                gains += mode == "threshold" and gain > after_cut
+    assert gains > 50
+
+
+def test_no_lie_drawn_at_large_gives_a_provider_more_than_its_bonus() -> None:
+    rng = np.random.default_rng(29)
+    gains = 0
+    for _ in range(200):
+        welfare, slots = draw_contested_market(rng)
+        provider = int(rng.integers(len(slots)))
+        honest = clear(welfare, slots, mode="client")
+        bonus = honest.vcg_bonuses[provider]
+        served = honest.assignment == provider
+        for column in draw_lies(welfare[:, provider], welfare, rng):
+            lie, fewer = welfare.copy(), slots.copy()
+            lie[:, provider] = column
+            fewer[provider] = rng.integers(0, slots[provider] + 1)
+            clearing = clear(lie, fewer)
+            at = clearing.assignment == provider
+            for mode, surcharges in split_every_way(lie, clearing).items():
+                gain = (surcharges + welfare[:, provider] - column)[at].sum()
+                assert gain <= bonus
+                gains += mode == "client" and gain > honest.surcharges[served].sum()
+    assert gains > 50
