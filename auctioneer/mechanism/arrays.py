@@ -28,8 +28,11 @@ so float64 holds it exactly. See `auctioneer.mechanism.assignment`.
 
 
 def is_int64(value: object, ndim: int) -> bool:
-    """Tell whether the value is an int64 array of so many dimensions."""
-    return isinstance(value, np.ndarray) and value.dtype == np.int64 and value.ndim == ndim
+    """Tell whether the value is an int64 array of so many dimensions.
+
+    A subclass is none: `np.matrix` multiplies and a masked array compares in its own way.
+    """
+    return type(value) is np.ndarray and value.dtype == np.int64 and value.ndim == ndim
 
 
 def freeze(values: IntArray) -> IntArray:
@@ -70,21 +73,23 @@ def validate_slots(slots: object, n_providers: int) -> None:
         raise InvalidSlotsError("slots must not be negative", argument="slots")
 
 
-def validate_total(welfare: IntArray, limit: int = MAX_TOTAL_MICROS) -> None:
+def validate_total(
+    welfare: IntArray, limit: int = MAX_TOTAL_MICROS, *, argument: str = "welfare"
+) -> None:
     """Refuse a market whose matching might not be exact.
 
-    welfare: one row a task, of all providers or of its candidates.
+    welfare: one row a task, of all providers or of its candidates. argument: its name in errors.
     Raises: WelfareOverflowError.
     """
     if welfare.size == 0:
         return
     best = np.maximum(welfare.max(axis=1), 0)
-    # The largest entry goes first, so that the sum below cannot wrap.
-    if int(best.max()) > limit or sum(best.tolist()) > limit:
+    # Summed as Python's integers, which cannot wrap.
+    if sum(best.tolist()) > limit:
         raise WelfareOverflowError(
             f"the tasks' best pairs sum to over {limit} micro-credits in welfare; "
             "clear fewer tasks in a round or use a larger unit",
-            argument="welfare",
+            argument=argument,
         )
 
 

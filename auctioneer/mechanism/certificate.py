@@ -22,6 +22,7 @@ import numpy as np
 from auctioneer.mechanism.arrays import IntArray, is_int64
 from auctioneer.mechanism.bonuses import compute_vcg_bonuses
 from auctioneer.mechanism.clearing import (
+    Certificate,
     Clearing,
     compute_own_gains,
     validate_amounts,
@@ -88,6 +89,8 @@ def verify_matching_and_prices(
 
 def _validate_arrays(clearing: Clearing, n_tasks: int, n_providers: int) -> None:
     """Check types, shapes and ranges, so that all later arithmetic is safe."""
+    if not isinstance(clearing.certificate, Certificate):
+        raise MalformedClearingError("the clearing has no certificate", field="certificate")
     arrays = {
         "assignment": (clearing.assignment, n_tasks),
         "slot_prices": (clearing.slot_prices, n_providers),

@@ -135,7 +135,7 @@ def read_market(welfare: IntArray | CandidateWelfare, slots: IntArray) -> Gains:
         return DenseGains(validate_market(welfare, slots))
     _validate_lists(welfare)
     validate_slots(slots, welfare.n_providers)
-    validate_total(welfare.welfare_micros, MAX_TOTAL_MICROS // 2)
+    validate_total(welfare.welfare_micros, MAX_TOTAL_MICROS // 2, argument="welfare_micros")
     return CandidateGains.make(welfare)
 
 

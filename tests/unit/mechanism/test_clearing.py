@@ -142,6 +142,8 @@ DOORS = pytest.mark.parametrize("door", [clear, verify_honest, decode_honest])
     "welfare",
     [
         WELFARE.astype(np.float64),
+        np.asmatrix(WELFARE),
+        np.ma.MaskedArray(WELFARE),
         WELFARE.astype(np.float32),
         np.array([[1.0, np.nan]]),
         np.array([[1.0, np.inf]]),
@@ -177,6 +179,7 @@ def test_welfare_of_another_type_is_refused(door: Callable[..., object], welfare
         slots(),
         np.array(1),
         np.array([1.0, 1.0]),
+        np.ma.MaskedArray(slots(1, 1)),
         np.array([1.0, np.nan]),
         np.array([True, True]),
         np.array([1, 1], dtype=np.int32),
@@ -275,6 +278,13 @@ def test_malformed_results_are_refused(field: str, value: object) -> None:
     with pytest.raises(MalformedClearingError) as refused:
         decode_clearing(result, WELFARE, slots(1, 1))
     assert refused.value.field == field
+
+
+def test_a_clearing_without_a_certificate_is_refused() -> None:
+    bare: Any = dataclasses.replace(clear(WELFARE, slots(1, 1)), certificate=None)
+    with pytest.raises(MalformedClearingError) as refused:
+        verify(WELFARE, slots(1, 1), bare)
+    assert refused.value.field == "certificate"
 
 
 # --- candidate lists -----------------------------------------------------------------------------
