@@ -21,7 +21,7 @@ from iemas.core.execution import (
     extend_output_hash,
 )
 from iemas.core.params import MarketParams
-from iemas.core.settlement import MeteredUsage, compute_amount_micros
+from iemas.core.settlement import Delivery, MeteredUsage, compute_amount_micros
 from iemas.core.types import FinishReason
 
 ExecutionFrame = OutputChunk | Signed[Receipt]
@@ -59,8 +59,7 @@ class Execution:
         self._ttft_ms: int | None = None
         self._elapsed_ms = 0
         self._cached_tokens = self.allocation.cached_tokens
-        self._output_tokens = 0
-        self._output_late_ppm_tokens = 0
+        self._delivery = Delivery()
         self._output_hash: bytes = start.task_request.hash
         self._acknowledged_tokens = 0
         self._sequence = 0
@@ -77,7 +76,7 @@ class Execution:
     @property
     def blocked(self) -> bool:
         """Whether the window is full: read nothing more from the backend until acknowledged."""
-        unacknowledged = self._output_tokens - self._acknowledged_tokens
+        unacknowledged = self._delivery.output_tokens - self._acknowledged_tokens
         return unacknowledged >= self._params.window_tokens
 
     @property
@@ -147,15 +146,14 @@ class Execution:
         if token_ids and self._ttft_ms is None:
             self._ttft_ms = self._elapsed_ms
         late_ppm = self.allocation.lateness.compute_ppm(self._elapsed_ms)
-        self._output_tokens += len(token_ids)
-        self._output_late_ppm_tokens += late_ppm * len(token_ids)
+        self._delivery = self._delivery.add(len(token_ids), late_ppm)
         self._output_hash = extend_output_hash(self._output_hash, token_ids)
         if self.blocked and self._blocked_since_ms is None:
             self._blocked_since_ms = now_ms
         chunk = OutputChunk(text, tuple(token_ids))
         # A window that fills without a receipt in it could never be acknowledged.
         interval = min(self._params.receipt_interval_tokens, self._params.window_tokens)
-        due = self._output_tokens - self._receipted_tokens >= interval
+        due = self._delivery.output_tokens - self._receipted_tokens >= interval
         return (chunk, self._make_receipt()) if due else (chunk,)
 
     def finish(
@@ -208,21 +206,16 @@ class Execution:
         return max(0, until_ms - self._accepted_at_ms - self._blocked_ms)
 
     def _compute_usage(self) -> MeteredUsage:
-        allocation = self.allocation
-        # Nothing delivered: nothing is owed, the prompt included.
-        served = self._ttft_ms is not None
-        billed_cached = max(self._cached_tokens, allocation.cached_tokens)
-        return MeteredUsage(
-            uncached_tokens=allocation.prompt_tokens - billed_cached,
-            cached_tokens=billed_cached,
-            prompt_late_ppm=allocation.lateness.compute_ppm(self._ttft_ms or 0) if served else 0,
-            output_late_ppm_tokens=self._output_late_ppm_tokens,
+        return self._delivery.bill(
+            self.allocation.prompt_tokens,
+            shown_cached_tokens=self.allocation.cached_tokens,
+            reported_cached_tokens=self._cached_tokens,
         )
 
     def _make_receipt(self) -> Signed[Receipt]:
         allocation, usage = self.allocation, self._compute_usage()
         self._sequence += 1
-        self._receipted_tokens = self._output_tokens
+        self._receipted_tokens = self._delivery.output_tokens
         receipt = self._signer.sign(
             Receipt(
                 allocation_hash=self.start.allocation.hash,
@@ -235,9 +228,9 @@ class Execution:
                 prompt_tokens=allocation.prompt_tokens,
                 cached_tokens=self._cached_tokens,
                 billed_cached_tokens=usage.cached_tokens,
-                output_tokens=self._output_tokens,
+                output_tokens=self._delivery.output_tokens,
                 prompt_late_ppm=usage.prompt_late_ppm,
-                output_late_ppm_tokens=self._output_late_ppm_tokens,
+                output_late_ppm_tokens=usage.output_late_ppm_tokens,
                 ttft_ms=self._ttft_ms or 0,
                 elapsed_ms=self._elapsed_ms,
                 amount_micros=compute_amount_micros(allocation.rates, usage),

@@ -29,7 +29,7 @@ from iemas.core.execution import (
     compute_prompt_hash,
     extend_output_hash,
 )
-from iemas.core.settlement import MeteredUsage, compute_amount_micros
+from iemas.core.settlement import Delivery, MeteredUsage, compute_amount_micros
 from iemas.core.types import FinishReason
 
 
@@ -70,10 +70,8 @@ class TaskMeter:
         self._tolerance_ms = tolerance_ms
         self._output_hash = b""
         self._started_at_ms: int | None = None
-        # What lateness this side's clock allows at most: at the first token (before it nothing is
-        # owed, the prompt included), and summed up.
-        self._prompt_late_ppm = 0
-        self._output_late_ppm_tokens = 0
+        # Weighed by this side's clock: what a receipt may claim at most.
+        self._delivery = Delivery()
         self._ended = False
 
     @property
@@ -114,9 +112,7 @@ class TaskMeter:
         if len(self.output_token_ids) + len(chunk.token_ids) > self.allocation.message.max_tokens:
             raise RemoteProtocolError("the provider sent more than max_tokens tokens")
         late_ppm = self._compute_late_ppm(now_ms - started_at_ms)
-        if not self.output_token_ids and chunk.token_ids:
-            self._prompt_late_ppm = late_ppm
-        self._output_late_ppm_tokens += len(chunk.token_ids) * late_ppm
+        self._delivery = self._delivery.add(len(chunk.token_ids), late_ppm)
         self.output_token_ids.extend(chunk.token_ids)
         self._output_hash = extend_output_hash(self._output_hash, chunk.token_ids)
 
@@ -166,13 +162,8 @@ class TaskMeter:
         if self._ended or self._started_at_ms is None:
             return
         terms = self.allocation.message
-        delivered = MeteredUsage(
-            uncached_tokens=terms.prompt_tokens - terms.cached_tokens,
-            cached_tokens=terms.cached_tokens,
-            prompt_late_ppm=self._prompt_late_ppm,
-            output_late_ppm_tokens=self._output_late_ppm_tokens,
-        )
-        self._channel.abandon_task(self.allocation, compute_amount_micros(terms.rates, delivered))
+        usage = self._delivery.bill(terms.prompt_tokens, shown_cached_tokens=terms.cached_tokens)
+        self._channel.abandon_task(self.allocation, compute_amount_micros(terms.rates, usage))
         self._ended = True
 
     def _require_running(self) -> int:
@@ -217,8 +208,8 @@ class TaskMeter:
                 f"allocation and {receipt.cached_tokens} by the backend",
                 field="billed_cached_tokens",
             )
-        _require_most(receipt, "prompt_late_ppm", self._prompt_late_ppm)
-        _require_most(receipt, "output_late_ppm_tokens", self._output_late_ppm_tokens)
+        _require_most(receipt, "prompt_late_ppm", self._delivery.prompt_late_ppm)
+        _require_most(receipt, "output_late_ppm_tokens", self._delivery.output_late_ppm_tokens)
 
     def _check_amount(self, receipt: Receipt) -> None:
         amount_micros = compute_amount_micros(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from iemas.core.auction import Allocation
 from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.envelope import Signed
-from iemas.core.settlement import MeteredUsage, compute_amount_micros
+from iemas.core.settlement import Delivery, compute_amount_micros
 from iemas.core.types import (
     PPM,
     AccountId,
@@ -89,12 +89,8 @@ def compute_prompt_hash(payload: TaskPayload) -> Hash:
 
 def compute_first_window_micros(allocation: Allocation, window_tokens: int) -> int:
     """Compute what receipt 0 owes: the prompt and the first window of output, all on time."""
-    usage = MeteredUsage(
-        uncached_tokens=allocation.prompt_tokens - allocation.cached_tokens,
-        cached_tokens=allocation.cached_tokens,
-        prompt_late_ppm=PPM,
-        output_late_ppm_tokens=min(window_tokens, allocation.max_tokens) * PPM,
-    )
+    first = Delivery().add(min(window_tokens, allocation.max_tokens), PPM)
+    usage = first.bill(allocation.prompt_tokens, shown_cached_tokens=allocation.cached_tokens)
     return compute_amount_micros(allocation.rates, usage)
 
 

@@ -1,8 +1,11 @@
 """Settlement on outcome: what metered usage owes, in exact integers.
 
 ``pay = floor(Σ over tokens of rate(kind) · late(delivery time))`` with the rates
-``min(ρ·a, b)`` fixed at clearing. Providers, requesters and verifiers all call this one function.
-Source: design §5; docs/spec/auction.md.
+``min(ρ·a, b)`` fixed at clearing. Providers, requesters and verifiers all call these functions:
+`Delivery` weighs tokens as they arrive, `Delivery.bill` says which prompt tokens count as cached,
+`compute_amount_micros` what that owes. How the task ended does not enter: who is cut off, gives
+up or cancels owes for what had arrived.
+Source: design §5; docs/spec/auction.md §8; docs/spec/execution.md §2.
 """
 
 from __future__ import annotations
@@ -24,6 +27,46 @@ class MeteredUsage:
     cached_tokens: int
     prompt_late_ppm: int
     output_late_ppm_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The output of one task that has arrived so far, weighed by late_j at its arrival.
+
+    The prompt is delivered with the first token and weighed with it: before that it is worth
+    nothing, so a task that delivers no token owes nothing.
+    """
+
+    output_tokens: int = 0
+    prompt_late_ppm: int = 0
+    output_late_ppm_tokens: int = 0
+
+    def add(self, tokens: int, late_ppm: int) -> Delivery:
+        """Add tokens that arrive together. late_ppm: `Lateness.compute_ppm` of their time."""
+        if tokens == 0:
+            return self
+        return Delivery(
+            self.output_tokens + tokens,
+            self.prompt_late_ppm if self.output_tokens else late_ppm,
+            self.output_late_ppm_tokens + tokens * late_ppm,
+        )
+
+    def bill(
+        self, prompt_tokens: int, *, shown_cached_tokens: int, reported_cached_tokens: int = 0
+    ) -> MeteredUsage:
+        """Give the usage that is billed.
+
+        shown_cached_tokens: what the provider's digest showed, as the allocation says: at least
+        so many prompt tokens count as cached. reported_cached_tokens: what its backend found;
+        more than the prompt has count as the prompt.
+        """
+        cached_tokens = min(max(shown_cached_tokens, reported_cached_tokens), prompt_tokens)
+        return MeteredUsage(
+            uncached_tokens=prompt_tokens - cached_tokens,
+            cached_tokens=cached_tokens,
+            prompt_late_ppm=self.prompt_late_ppm,
+            output_late_ppm_tokens=self.output_late_ppm_tokens,
+        )
 
 
 def compute_amount_micros(rates: Prices, usage: MeteredUsage) -> int:

@@ -156,7 +156,8 @@ class Metering(RuleBasedStateMachine):
     def a_window_bounds_what_is_unacknowledged(self) -> None:
         for stream in self.streams:
             if stream.execution is not None:
-                unsigned = stream.execution._output_tokens - stream.execution._acknowledged_tokens
+                execution = stream.execution
+                unsigned = execution._delivery.output_tokens - execution._acknowledged_tokens
                 assert unsigned < self.desk.params.window_tokens + 20
 
     @invariant()
