@@ -49,7 +49,8 @@ from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
 from iemas.core.types import AccountId, FinishReason, NodeId, Prices, short_id
-from iemas.ledger.state import LedgerState, VoteKey
+from iemas.ledger.records import VoteKey
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
     Block,

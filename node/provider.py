@@ -30,7 +30,8 @@ from iemas.core.execution import (
 from iemas.core.params import MarketParams
 from iemas.core.ready import Record, RecordKind
 from iemas.core.types import AccountId, ChannelId, HubId, NodeId
-from iemas.ledger.state import LedgerState, TotalKey
+from iemas.ledger.records import TotalKey
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Settle, SettlementEntry
 from node.execution import Execution
 

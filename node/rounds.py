@@ -48,7 +48,8 @@ from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
-from iemas.ledger.state import LedgerState, TermKey
+from iemas.ledger.records import TermKey
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import RoundRoots, TranscriptEvidence
 
 MAX_DEFERRED = 64

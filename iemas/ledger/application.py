@@ -17,6 +17,9 @@ from iemas.core.errors import InternalError, InvalidBlockError, LocalProtocolErr
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
 from iemas.ledger.invariants import check_invariants
+from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
+from iemas.ledger.rules.evidence import TranscriptVerifier
+from iemas.ledger.rules.results import OK, refuse
 from iemas.ledger.snapshot import (
     MAX_SNAPSHOT_CHUNKS,
     SNAPSHOT_FORMAT,
@@ -25,14 +28,7 @@ from iemas.ledger.snapshot import (
     decode_state,
     take_snapshot,
 )
-from iemas.ledger.state import (
-    Duty,
-    LedgerState,
-    ProvenEntry,
-    ValidatorKey,
-    ValidatorRecord,
-    make_genesis_state,
-)
+from iemas.ledger.state import LedgerState, ProvenEntry, make_genesis_state
 from iemas.ledger.terms import apply_due_terms, start_term
 from iemas.ledger.transaction import Block, ResultCode, Transaction, TransactionResult
 from iemas.ledger.transfer import (
@@ -44,13 +40,7 @@ from iemas.ledger.transfer import (
     get_escrow,
     get_stake,
 )
-from iemas.ledger.transition import (
-    OK,
-    TranscriptVerifier,
-    apply_transaction,
-    check_admission,
-    refuse,
-)
+from iemas.ledger.transition import apply_transaction, check_admission
 
 MAX_BLOCK_TRANSACTIONS = 1000
 MAX_TRANSACTION_BYTES = 2 * 1024 * 1024

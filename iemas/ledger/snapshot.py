@@ -18,7 +18,8 @@ from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.errors import InvalidInputError, MalformedMessageError
 from iemas.core.params import Genesis
 from iemas.core.types import Hash
-from iemas.ledger.state import TABLE_NAMES, ChainFacts, LedgerState, to_plain
+from iemas.ledger.records import ChainFacts, to_plain
+from iemas.ledger.state import TABLE_NAMES, LedgerState
 
 T = TypeVar("T")
 

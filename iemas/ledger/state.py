@@ -9,174 +9,40 @@ root over one leaf a record, in sorted order; a leaf is the canonical CBOR of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import IntEnum
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from iemas.core.election import Candidate, Term, compute_next_auctioneer
-from iemas.core.encoding import encode_canonical
 from iemas.core.errors import InternalError
 from iemas.core.merkle import EMPTY_ROOT, InclusionProof, compute_inclusion_proof, compute_root
 from iemas.core.params import Genesis, MarketParams
 from iemas.core.types import AccountId, ChannelId, Hash, HubId, NodeId, Prices
+from iemas.ledger.records import (
+    AccountRecord,
+    AskKey,
+    AskRecord,
+    Balance,
+    ChainFacts,
+    Duty,
+    HoldKey,
+    HoldRecord,
+    TermKey,
+    TermRecord,
+    TotalKey,
+    TotalRecord,
+    ValidatorKey,
+    ValidatorRecord,
+    VoteKey,
+    encode_leaf,
+)
 from iemas.ledger.transfer import (
     ISSUANCE,
-    AccountKind,
     LedgerAccount,
     Transfer,
     get_available,
     get_escrow,
     get_stake,
 )
-
-MAX_PAST_ASKS = 16
-"""How many replaced asks a provider's record keeps for the terms in which they stood."""
-
-
-class Duty(IntEnum):
-    """Whether a validator takes part in the election."""
-
-    LIVE = 1
-    ABSENT = 2
-    RETURNING = 3
-
-
-class AskKey(NamedTuple):
-    """A provider in a hub."""
-
-    hub: HubId
-    node: NodeId
-
-
-class ValidatorKey(NamedTuple):
-    """A validator in a hub."""
-
-    hub: HubId
-    node: NodeId
-
-
-class TermKey(NamedTuple):
-    """A term of a hub."""
-
-    hub: HubId
-    number: int
-
-
-class HoldKey(NamedTuple):
-    """An account's share in a term of a hub."""
-
-    hub: HubId
-    term: int
-    account: AccountId
-
-
-class TotalKey(NamedTuple):
-    """A client process's running total with a provider, in a term."""
-
-    hub: HubId
-    term: int
-    account: AccountId
-    channel: ChannelId
-    provider: NodeId
-
-
-class VoteKey(NamedTuple):
-    """One validator's vote on another, in the current term."""
-
-    hub: HubId
-    accused: NodeId
-    voter: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class ChainFacts:
-    """What is true of the chain as a whole. `results_hash` covers the last block's results."""
-
-    chain_id: str
-    height: int
-    time_ms: int
-    supply_micros: int
-    results_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """What an account holds in one of its ledger accounts; never zero."""
-
-    kind: AccountKind
-    hub: HubId
-    micros: int
-
-
-@dataclass(frozen=True, slots=True)
-class AccountRecord:
-    """An account's last nonce, and its balances sorted by kind and hub."""
-
-    nonce: int = 0
-    balances: tuple[Balance, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PastAsk:
-    """An ask that was replaced, and the terms from and up to which it stood."""
-
-    prices: Prices
-    from_term: int
-    to_term: int
-
-
-@dataclass(frozen=True, slots=True)
-class AskRecord:
-    """A standing ask, the term in which it was posted, and those that it replaced."""
-
-    prices: Prices
-    from_term: int
-    past: tuple[PastAsk, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ValidatorRecord:
-    """A validator's place in a hub's election; an absent one has no priority."""
-
-    priority: int
-    duty: Duty
-
-
-@dataclass(frozen=True, slots=True)
-class TermRecord:
-    """An open term. `roots` are its transcripts' hashes once its books are closed.
-
-    `convicted` tells that a wrong transcript of this term was proven to its auctioneer.
-    """
-
-    auctioneer: NodeId
-    witness: NodeId | None
-    started_at_ms: int
-    books_closed: bool = False
-    roots: tuple[bytes, ...] = ()
-    convicted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRecord:
-    """An account's money in a term: frozen at its start, still held for it, settled of it."""
-
-    allowance_micros: int
-    held_micros: int
-    settled_micros: int = 0
-
-    @property
-    def open_micros(self) -> int:
-        """What may still be settled."""
-        return self.held_micros - self.settled_micros
-
-
-@dataclass(frozen=True, slots=True)
-class TotalRecord:
-    """The last settled running total of a channel with a provider."""
-
-    sequence: int
-    total_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,20 +340,6 @@ TABLE_NAMES = (
     "votes",
     "applied",
 )
-
-
-def encode_leaf(table: str, key: Any, value: Any) -> bytes:
-    """Encode one record as the canonical CBOR of (table, key, value)."""
-    return encode_canonical((table, to_plain(key), to_plain(value)))
-
-
-def to_plain(value: Any) -> Any:
-    """Reduce a record to None, bool, int, bytes, str and tuples, fields in order."""
-    if is_dataclass(value):
-        return tuple(to_plain(getattr(value, f.name)) for f in fields(value))
-    if isinstance(value, tuple):
-        return tuple(to_plain(item) for item in value)
-    return int(value) if isinstance(value, IntEnum) else value
 
 
 def make_genesis_state(genesis: Genesis, chain_id: str) -> LedgerState:

@@ -9,18 +9,17 @@ from dataclasses import replace
 
 from iemas.core.election import Candidate, compute_newcomer_priority, compute_term
 from iemas.core.types import AccountId, HubId, NodeId
-from iemas.ledger.state import (
+from iemas.ledger.records import (
     Duty,
     HoldKey,
     HoldRecord,
-    LedgerState,
     PastAsk,
     TermKey,
     TermRecord,
     ValidatorKey,
     ValidatorRecord,
-    group_open_micros,
 )
+from iemas.ledger.state import LedgerState, group_open_micros
 from iemas.ledger.transfer import get_escrow
 
 

@@ -23,6 +23,7 @@ from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketParams
 from iemas.core.types import AccountId, ChannelId, HubId, Lateness, NodeId, Prices
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
+from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     Block,
@@ -31,7 +32,6 @@ from iemas.ledger.transaction import (
     TransactionBody,
     TransactionResult,
 )
-from iemas.ledger.transition import TranscriptVerifier
 
 HUB = HubId("model")
 START_MS = 1_800_000_000_000

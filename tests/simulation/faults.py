@@ -19,7 +19,7 @@ from iemas.core.errors import LocalProtocolError
 from iemas.core.params import MarketParams
 from iemas.core.ready import Ready
 from iemas.core.types import AccountId, NodeId
-from iemas.ledger.state import TotalKey
+from iemas.ledger.records import TotalKey
 from iemas.testing.network import NetworkFaults
 from tests.simulation.market import HUB, SimulatedMarket, SimulatedNode
 

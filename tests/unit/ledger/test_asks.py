@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iemas.core.auction import Ask
 from iemas.core.types import HubId, Prices
-from iemas.ledger.state import MAX_PAST_ASKS
+from iemas.ledger.records import MAX_PAST_ASKS
 from iemas.ledger.transaction import PostAsk, ResultCode
 from iemas.testing.chain import LedgerChain
 

@@ -8,7 +8,7 @@ import pytest
 
 from iemas.core.errors import InternalError
 from iemas.ledger.invariants import check_invariants
-from iemas.ledger.state import Balance, HoldKey, HoldRecord
+from iemas.ledger.records import Balance, HoldKey, HoldRecord
 from iemas.ledger.transfer import AccountKind
 from iemas.testing.chain import LedgerChain
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from iemas.core.types import ChannelId
+from iemas.ledger.rules.results import parse_failures
 from iemas.ledger.transaction import AccountHold, ResultCode, RoundRoots, Settle, SettlementEntry
-from iemas.ledger.transition import parse_failures
 from iemas.testing.chain import CHANNEL, LedgerChain
 
 PROVIDER = "node-1"

@@ -1,0 +1,1 @@
+"""What each kind of transaction does, by subject. Source: docs/spec/ledger.md §5."""
