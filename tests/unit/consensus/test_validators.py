@@ -1,0 +1,129 @@
+"""Power, quorums and turns. Source: docs/spec/consensus.md T1 to T5."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from iemas.consensus.validators import Validator, ValidatorSet
+from iemas.core.errors import MalformedMessageError
+from iemas.core.types import NodeId
+from tests.committee import Committee
+
+IDS = [NodeId(letter * 32) for letter in (b"a", b"b", b"c", b"d")]
+
+
+def make_set(*powers: int) -> ValidatorSet:
+    return ValidatorSet(Validator(*pair) for pair in zip(IDS, powers, strict=False))
+
+
+def list_proposers(validators: ValidatorSet, rounds: int) -> str:
+    return "".join(validators.get_proposer(number)[:1].decode() for number in range(rounds))
+
+
+# --- T1, T2: members and quorums -----------------------------------------------------------------
+
+
+def test_members_are_in_id_order() -> None:
+    backwards = ValidatorSet(Validator(node_id, 1) for node_id in reversed(IDS))
+    assert [validator.node_id for validator in backwards] == IDS
+    assert len(backwards) == 4
+    assert IDS[2] in backwards
+    assert NodeId(b"x" * 32) not in backwards
+
+
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [([], "at least one"), ([Validator(IDS[0], 1), Validator(IDS[0], 2)], "named twice")],
+)
+def test_a_set_needs_members_each_named_once(members: list[Validator], why: str) -> None:
+    with pytest.raises(MalformedMessageError, match=why):
+        ValidatorSet(members)
+
+
+def test_power_is_positive() -> None:
+    with pytest.raises(MalformedMessageError):
+        Validator(IDS[0], 0)
+
+
+def test_quorums_are_exact() -> None:
+    """Source: T2: more than two thirds, more than one third; 2f + 1 and f + 1 for n = 3f + 1."""
+    for total in [*range(1, 200), 2**53 + 1, 3 * 2**60, 3 * 2**60 + 1]:
+        validators = make_set(total)
+        for least, share in (
+            (validators.quorum_power, Fraction(2, 3)),
+            (validators.one_correct_power, Fraction(1, 3)),
+        ):
+            assert Fraction(least, total) > share
+            assert Fraction(least - 1, total) <= share
+    assert [(make_set(n).quorum_power, make_set(n).one_correct_power) for n in (4, 7, 10)] == [
+        (3, 2),
+        (5, 3),
+        (7, 4),
+    ]
+
+
+def test_power_adds_up() -> None:
+    validators = make_set(10, 20, 30)
+    assert validators.total_power == 60
+    assert validators.compute_power([IDS[0], IDS[2]]) == 40
+
+
+# --- T3 to T5: turns -----------------------------------------------------------------------------
+
+
+def test_equal_validators_propose_in_turn() -> None:
+    assert list_proposers(make_set(1, 1, 1, 1), 9) == "abcdabcda"
+
+
+def test_the_worked_table_of_the_spec() -> None:
+    """Source: T5's table: powers 3, 1, 1 over heights 1 to 3, rounds 0 to 4."""
+    validators = make_set(3, 1, 1)
+    rows = []
+    for _ in range(3):
+        rows.append(([v.priority for v in validators], list_proposers(validators, 5)))
+        validators = validators.advance()
+    assert rows == [
+        ([0, 0, 0], "abaca"),
+        ([-2, 1, 1], "bacaa"),
+        ([1, -3, 2], "acaab"),
+    ]
+
+
+def test_turns_are_in_proportion_to_power() -> None:
+    turns = list_proposers(make_set(5, 3, 1, 1), 100)
+    assert [turns.count(letter) for letter in "abcd"] == [50, 30, 10, 10]
+
+
+def test_the_next_height_takes_one_turn_whatever_was_asked_before() -> None:
+    validators = make_set(3, 2, 1)
+    fresh = make_set(3, 2, 1).advance()
+    turns = list_proposers(validators, 8)
+    after = validators.advance()
+    assert list_proposers(after, 7) == turns[1:]
+    assert after.validators == fresh.validators
+
+
+def test_newcomers_start_behind() -> None:
+    """Source: T4."""
+    validators = make_set(4, 4).advance()
+    changed = validators.change({IDS[0]: 4, IDS[1]: 5, IDS[2]: 7})
+    assert [(v.power, v.priority) for v in changed] == [(4, -4), (5, 4), (7, -18)]
+    assert IDS[0] not in changed.change({IDS[1]: 5})
+
+
+# --- the hash in headers -------------------------------------------------------------------------
+
+
+def test_the_hash_names_members_and_power_but_no_turns() -> None:
+    """Source: T1."""
+    validators = make_set(3, 1)
+    assert validators.compute_hash() == validators.advance().compute_hash()
+    others = [make_set(3, 2), make_set(3), make_set(1, 3), make_set(3, 1, 1)]
+    assert len({validators.compute_hash(), *(other.compute_hash() for other in others)}) == 5
+
+
+def test_the_committee_of_the_tests_proposes_in_number_order() -> None:
+    committee = Committee([1] * 7)
+    assert [committee.get_proposer(number) for number in range(8)] == [0, 1, 2, 3, 4, 5, 6, 0]
