@@ -1,0 +1,13 @@
+"""Who is truthful in which clearing mode, when, and what breaks it: an empirical study.
+
+world.py        what is true: tasks, providers, lengths and times; and how predictions miss it
+rounds.py       a round of the real mechanism on declarations, its outcome under the truth
+markets.py      markets drawn at random and with a structure
+traces.py       markets cut out of replayed traces
+lies.py         what one agent may declare instead of the truth
+baseline.py     everybody truthful: efficiency, who gets the gains, deficit, losses
+search.py       the best lie, with full knowledge of the market and without
+collusion.py    shill bids, split accounts, accomplices
+report.py       rows to tables
+plots.py        tables to pictures
+"""
