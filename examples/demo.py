@@ -1,9 +1,9 @@
 """The demo: a whole market on this machine, and real conversations bought in it.
 
-``make demo`` (or ``python -m examples.demo``) starts three nodes beside three real vLLM servers and
-a sequencer, has six conversations of four turns in parallel, and then checks everything: money,
-rounds, state roots. The client keeps no session: each turn sends the whole chat, and only prices
-and cache digests bring it back to the node that already holds it.
+``make demo`` (or ``python -m examples.demo``) starts three nodes beside three real vLLM servers
+and a fourth validator, has six conversations of four turns in parallel, and then checks everything:
+money, rounds, state roots. The client keeps no session: each turn sends the whole chat, and only
+prices and cache digests bring it back to the node that already holds it.
 """
 
 from __future__ import annotations

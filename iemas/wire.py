@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from iemas.consensus import messages as consensus
+from iemas.consensus import voting
 from iemas.core import auction, execution, gossip, merkle, params, report
 from iemas.core import envelope as envelopes
 from iemas.core import types as core_types
@@ -30,7 +31,7 @@ from iemas.core.envelope import Envelope, Signed, get_domain
 from iemas.core.errors import IemasError, MalformedMessageError
 from iemas.core.identity import Identity
 from iemas.core.types import NodeId
-from iemas.ledger import transaction
+from iemas.ledger import block, transaction
 from iemas.v1 import (
     auction_pb2,
     consensus_pb2,
@@ -54,6 +55,9 @@ PeerMessage = (
     | consensus.BlockAnnouncement
     | consensus.BlocksRequest
     | consensus.BlocksResponse
+    | consensus.ProposalNotice
+    | consensus.VoteNotice
+    | consensus.ConsensusStatus
     | auction.CountersignRequest
     | auction.CountersignResponse
     | auction.CloseNotice
@@ -73,6 +77,8 @@ _CORE_MODULES = (
     gossip,
     params,
     transaction,
+    block,
+    voting,
     consensus,
 )
 _PROTO_MODULES = (
@@ -137,7 +143,7 @@ def _plan_field(name: str, annotation: Any) -> _Field:
         members = [a for a in typing.get_args(annotation) if a is not types.NoneType]
         if len(members) > 1:
             return _plan_oneof(name, members)
-        return _plan_message(name, members[0], optional=True)
+        return _plan_optional(name, _strip_newtype(members[0]))
     scalar = _scalar(annotation)
     if scalar is None:
         return _plan_message(name, annotation, optional=False)
@@ -157,6 +163,22 @@ def _plan_repeated(name: str, annotation: Any) -> _Field:
         lambda proto, value: getattr(proto, name).extend([encode(item) for item in value]),
         lambda proto: tuple([decode(item) for item in getattr(proto, name)]),
     )
+
+
+def _plan_optional(name: str, annotation: Any) -> _Field:
+    scalar = _scalar(annotation)
+    if scalar is None:
+        return _plan_message(name, annotation, optional=True)
+    encode, decode = scalar
+
+    def set_value(proto: Any, value: Any) -> None:
+        if value is not None:
+            setattr(proto, name, encode(value))
+
+    def get_value(proto: Any) -> Any:
+        return decode(getattr(proto, name)) if proto.HasField(name) else None
+
+    return _Field(name, set_value, get_value)
 
 
 def _plan_message(name: str, annotation: Any, *, optional: bool) -> _Field:

@@ -9,20 +9,27 @@ asks of it (`_follow`), then delivers to itself what it sent to itself. Source: 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from auctioneer.opening import BidDecoder
 from auctioneer.predictors.base import Predictor
+from iemas.consensus.chain import AppliedBlock
+from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import (
     BlockAnnouncement,
     BlocksRequest,
     BlocksResponse,
+    CommittedBlock,
+    ConsensusStatus,
+    ProposalNotice,
+    SignRecord,
     SubmitTransaction,
+    ValidRecord,
+    VoteNotice,
 )
-from iemas.consensus.sequencer import CommittedBlock, SequencerEngine
 from iemas.core import auction, gossip
 from iemas.core.auction import (
     Ask,
@@ -53,7 +60,6 @@ from iemas.ledger.records import VoteKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
-    Block,
     PostAsk,
     ResultCode,
     ReturnToDuty,
@@ -141,7 +147,7 @@ class NodeCore:
 
     Args:
         ask: the standing ask of a provider; None for a node that sells nothing.
-        engine: the ordering engine around this node's ledger replica.
+        engine: the consensus engine around this node's ledger replica.
         decode_bid: the wire codec's decoder of opened bids.
     """
 
@@ -154,7 +160,7 @@ class NodeCore:
         hpke_key: X25519PrivateKey,
         profile: NodeProfile,
         ask: Prices | None,
-        engine: SequencerEngine,
+        engine: TendermintEngine,
         predictor: Predictor,
         decode_bid: BidDecoder,
         incarnation: int,
@@ -207,14 +213,16 @@ class NodeCore:
     def restore(
         self,
         *,
-        blocks: Sequence[Signed[Block]],
+        blocks: Iterable[CommittedBlock],
+        signed: Sequence[SignRecord],
+        valid: Sequence[ValidRecord],
         transcripts: Sequence[Signed[Transcript]],
         closes: Sequence[Signed[RoundClose]],
         releases: Sequence[Signed[ShareRelease]],
         unsettled: Sequence[UnsettledChannel],
     ) -> None:
         """Go on where an earlier process of this node stopped: call before the first step."""
-        self.engine.restore(blocks)
+        self.engine.restore(blocks, signed, valid)
         self.rounds.restore(transcripts, closes, releases)
         self.provider.restore(unsettled)
 
@@ -295,7 +303,15 @@ class NodeCore:
                 | gossip.ProbeAcknowledgement()
             ):
                 return self.membership.step(ReceiveGossip(sender, message), now_ms=now_ms)
-            case SubmitTransaction() | BlockAnnouncement() | BlocksRequest() | BlocksResponse():
+            case (
+                SubmitTransaction()
+                | ProposalNotice()
+                | VoteNotice()
+                | ConsensusStatus()
+                | BlockAnnouncement()
+                | BlocksRequest()
+                | BlocksResponse()
+            ):
                 return self.engine.step(message, sender=sender, now_ms=now_ms)
             case auction.CountersignRequest():
                 return self.rounds.receive_countersign_request(sender, message)
@@ -339,20 +355,20 @@ class NodeCore:
         """Act on peers met and blocks committed since the last look."""
         if self.membership.version != self._seen_membership:
             self._seen_membership = self.membership.version
-            self.engine.set_peers({*self.membership.get_peers(), self.genesis.sequencer})
-        committed = self.engine.take_committed()
-        if not committed:
+            self.engine.set_peers(self.membership.get_peers())
+        applied = self.engine.take_applied()
+        if not applied:
             return Ready()
-        for block in committed:
+        for block in applied:
             self._record_results(block)
         ready = self.rounds.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self._do_duties(now_ms)
 
-    def _record_results(self, committed: CommittedBlock) -> None:
+    def _record_results(self, applied: AppliedBlock) -> None:
         """Keep the last transactions' results, for whoever waits for them."""
-        block = committed.block.message
-        for transaction, result in zip(block.transactions, committed.results, strict=True):
+        block = applied.block
+        for transaction, result in zip(block.transactions, applied.results, strict=True):
             self.results[transaction.hash] = (result, block.height)
         while len(self.results) > MAX_RESULTS:
             self.results.pop(next(iter(self.results)))

@@ -22,7 +22,8 @@ from prometheus_client import start_http_server
 
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
-from iemas.consensus.sequencer import SequencerEngine
+from iemas.consensus.engine import TendermintEngine
+from iemas.consensus.messages import SignRecord, ValidRecord
 from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, IemasError
@@ -35,7 +36,6 @@ from iemas.genesis import load_genesis
 from iemas.keystore import load_key
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import Block
 from iemas.tls import parse_address
 from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
 from iemas.v1.execution_service_pb2_grpc import add_ExecutionServiceServicer_to_server
@@ -172,7 +172,7 @@ def _make_core(parts: _Parts) -> NodeCore:
         hpke_key=identity.derive_hpke_key(),
         profile=_make_profile(genesis, parts.certificates, selling),
         ask=parts.settings.ask if selling.backend is not None else None,
-        engine=SequencerEngine(
+        engine=TendermintEngine(
             app,
             genesis=genesis,
             chain_id=chain_id,
@@ -229,7 +229,9 @@ def _make_facts(genesis_bytes: bytes, selling: _Selling) -> MarketFacts:
 
 def _restore(core: NodeCore, storage: Storage) -> None:
     core.restore(
-        blocks=storage.scan_signed(RecordKind.BLOCK, Block),
+        blocks=storage.iterate_blocks(),
+        signed=storage.scan(RecordKind.SIGNED, SignRecord),
+        valid=storage.scan(RecordKind.VALID, ValidRecord),
         transcripts=storage.scan_signed(RecordKind.TRANSCRIPT, Transcript),
         closes=storage.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
         releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),

@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from iemas import wire
-from iemas.consensus.sequencer import JournalEntry
+from iemas.consensus.chain import JournalEntry
+from iemas.consensus.messages import CommittedBlock
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, InvalidInputError
 from iemas.core.ready import Record, RecordKind
-from iemas.ledger.transaction import Block
 from iemas.ledger.transfer import LedgerAccount, Transfer
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+BLOCKS_PAGE = 64
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -133,10 +135,17 @@ class Storage:
         )
         return [(bytes(key), bytes(value)) for key, value in rows]
 
-    def read_blocks(self, from_height: int, limit: int) -> list[Signed[Block]]:
-        """Read stored blocks from a height on: the sequencer engine's `BlockReader`."""
+    def read_blocks(self, from_height: int, limit: int) -> list[CommittedBlock]:
+        """Read stored blocks from a height on: the engine's `BlockReader`."""
         page = self.read_page(RecordKind.BLOCK, from_height.to_bytes(8, "big"), limit)
-        return [self._decode_signed(RecordKind.BLOCK, Block, value) for _, value in page]
+        return [self._decode(RecordKind.BLOCK, CommittedBlock, value) for _, value in page]
+
+    def iterate_blocks(self) -> Iterator[CommittedBlock]:
+        """Read all stored blocks in order, a page at a time. Raises: ConfigurationError."""
+        height = 1
+        while page := self.read_blocks(height, BLOCKS_PAGE):
+            yield from page
+            height = page[-1].height + 1
 
     def scan(self, kind: RecordKind, cls: type[T]) -> list[T]:
         """Read all plain messages of a kind in key order. Raises: ConfigurationError."""
@@ -144,14 +153,17 @@ class Storage:
 
     def scan_items(self, kind: RecordKind, cls: type[T]) -> list[tuple[bytes, T]]:
         """Read all plain messages of a kind with their keys. Raises: ConfigurationError."""
-        try:
-            return [(key, wire.decode(cls, value)) for key, value in self._read_all(kind)]
-        except InvalidInputError as error:
-            raise self._describe_damage(f"a {kind.value} does not decode") from error
+        return [(key, self._decode(kind, cls, value)) for key, value in self._read_all(kind)]
 
     def scan_signed(self, kind: RecordKind, cls: type[T]) -> list[Signed[T]]:
         """Read all signed messages of a kind in key order. Raises: ConfigurationError."""
         return [self._decode_signed(kind, cls, value) for _, value in self._read_all(kind)]
+
+    def _decode(self, kind: RecordKind, cls: type[T], value: bytes) -> T:
+        try:
+            return wire.decode(cls, value)
+        except InvalidInputError as error:
+            raise self._describe_damage(f"a {kind.value} does not decode") from error
 
     def _decode_signed(self, kind: RecordKind, cls: type[T], value: bytes) -> Signed[T]:
         try:

@@ -1,11 +1,52 @@
-"""Messages between the ordering engines of the nodes."""
+"""Messages between the consensus engines of the nodes, and what an engine keeps of its own.
+
+Source: docs/spec/consensus.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from iemas.consensus.voting import Proposal, Vote
 from iemas.core.envelope import Signed
-from iemas.ledger.transaction import Block, Transaction
+from iemas.core.types import Hash, require, require_id
+from iemas.ledger.block import Block
+from iemas.ledger.transaction import Transaction
+
+MAX_STATUS_ROUNDS = 16
+"""How many rounds beside its own a status may ask for."""
+
+PREFIX_BYTES = 8
+"""How much of a hash names a statement in a status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The proof that a block was decided: precommits for it, of one round, by a quorum."""
+
+    height: int
+    round: int
+    block_hash: Hash
+    precommits: tuple[Signed[Vote], ...]
+
+    def __post_init__(self) -> None:
+        require_id("block_hash", self.block_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBlock:
+    """A decided block with its proof: what is stored, and served to whoever asks."""
+
+    block: Block
+    commit: Commit
+
+    @property
+    def height(self) -> int:
+        """The block's height."""
+        return self.block.height
+
+
+# --- between engines -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,22 +57,90 @@ class SubmitTransaction:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockAnnouncement:
-    """A new block, from its proposer to every node."""
+class ProposalNotice:
+    """A proposal with the block that it names; from its proposer, or passed on."""
 
-    block: Signed[Block]
+    proposal: Signed[Proposal]
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class VoteNotice:
+    """Votes of one height: a validator's own, or passed on to who lacks them."""
+
+    votes: tuple[Signed[Vote], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsensusStatus:
+    """Where a validator stands in an undecided height: please send what I lack.
+
+    `round` is its own, `rounds` others that it needs votes or proposals of. `held` joins the first
+    `PREFIX_BYTES` of the hashes of all statements that it has of those rounds. `wants_blocks` asks
+    for proposals too; blocks are large, so one peer at a time is asked for them.
+    """
+
+    height: int
+    round: int
+    rounds: tuple[int, ...]
+    held: bytes
+    wants_blocks: bool
+
+    def __post_init__(self) -> None:
+        require(len(self.rounds) <= MAX_STATUS_ROUNDS, f"at most {MAX_STATUS_ROUNDS} rounds")
+        require(
+            len(self.held) % PREFIX_BYTES == 0,
+            f"held must be whole prefixes of {PREFIX_BYTES} bytes, got {len(self.held)} bytes",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAnnouncement:
+    """A block that was just decided, to nodes that do not vote."""
+
+    block: CommittedBlock
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksRequest:
-    """Send me the blocks from this height on."""
+    """Send me the decided blocks from this height on."""
 
     from_height: int
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksResponse:
-    """Consecutive blocks, at most a batch; `height` is the sender's own."""
+    """Consecutive decided blocks, at most a batch; `height` is the sender's own."""
 
-    blocks: tuple[Signed[Block], ...]
+    blocks: tuple[CommittedBlock, ...]
     height: int
+
+
+# --- what a validator keeps ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SignRecord:
+    """How far a validator has come in signing at a height, and the votes that it signed.
+
+    It is on disk before any of them leaves, so that after a crash the validator repeats itself
+    and never contradicts itself. The fields are those of `iemas.consensus.tendermint.SignState`.
+    """
+
+    height: int
+    round: int
+    step: int
+    locked_value: Hash | None
+    locked_round: int
+    valid_value: Hash | None
+    valid_round: int
+    votes: tuple[Signed[Vote], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidRecord:
+    """The block that a validator would propose again, with the prevotes that make it *valid*."""
+
+    block: Block
+    round: int
+    prevotes: tuple[Signed[Vote], ...]

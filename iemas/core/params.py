@@ -65,7 +65,7 @@ class MarketParams:
 
 @dataclass(frozen=True, slots=True)
 class GenesisValidator:
-    """A node that may be auctioneer or witness, with its stake."""
+    """A node that votes on blocks and may be auctioneer or witness, with its stake."""
 
     node_id: NodeId
     stake_micros: int
@@ -90,30 +90,21 @@ class GenesisAccount:
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """The chain's first facts.
-
-    `sequencer` orders blocks and is no validator, so it is never the auctioneer.
-    """
+    """The chain's first facts."""
 
     name: str
     time_ms: int
     hub: HubId
     model: str
-    sequencer: NodeId
     validators: tuple[GenesisValidator, ...]
     accounts: tuple[GenesisAccount, ...]
     params: MarketParams
 
     def __post_init__(self) -> None:
-        require_id("sequencer", self.sequencer)
         require(bool(self.name and self.hub and self.model), "name, hub and model must be set")
         require(len(self.validators) > 0, "a market needs at least one validator")
         ids = [validator.node_id for validator in self.validators]
         require(len(set(ids)) == len(ids), "a validator is named twice")
-        require(
-            self.sequencer not in ids or len(ids) == 1,
-            "the sequencer must not be a validator (it could become the auctioneer)",
-        )
         issued = sum(v.stake_micros for v in self.validators) + sum(
             a.available_micros + a.escrow_micros for a in self.accounts
         )

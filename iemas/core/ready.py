@@ -18,6 +18,8 @@ class RecordKind(StrEnum):
     """The tables of a node's store."""
 
     BLOCK = "block"
+    SIGNED = "signed"
+    VALID = "valid"
     TRANSCRIPT = "transcript"
     COUNTERSIGNED_BID = "countersigned_bid"
     RELEASED_CLOSE = "released_close"

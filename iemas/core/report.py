@@ -53,7 +53,7 @@ class ReportStamp:
 class CapabilityReport:
     """What a node is and serves.
 
-    A node that sells nothing (a sequencer, an observer) has an empty `model` and 0 `slots`.
+    A node that sells nothing (a validator, an observer) has an empty `model` and 0 `slots`.
     `ca_certificate` is the node's self-signed Ed25519 certificate (DER), which members add to
     their trust; `hpke_public_key` is what key shares for this node are sealed to.
     `tokenizer_hash` names the tokenizer bundle (see `iemas.core.tokenizer_bundle`).

@@ -1,6 +1,6 @@
 """The ledger application: one deterministic state machine behind ABCI 2.0's verbs.
 
-An ordering engine drives it: `iemas.consensus.sequencer` here, CometBFT later. It decides what a
+An ordering engine drives it: `iemas.consensus.engine` here, CometBFT later. It decides what a
 transaction does and whether a block is valid, never which block comes next. The transcript
 verifier is injected, so that the ledger need not know the mechanism.
 Source: docs/spec/application.md; cometbft `spec/abci/abci++_methods.md`.
@@ -12,10 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from iemas.core.encoding import compute_hash, encode_canonical
-from iemas.core.envelope import Signed
-from iemas.core.errors import InternalError, InvalidBlockError, LocalProtocolError
+from iemas.core.envelope import Signed, verify_signed
+from iemas.core.errors import (
+    InternalError,
+    InvalidBlockError,
+    InvalidSignatureError,
+    LocalProtocolError,
+)
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
+from iemas.ledger.block import Block, compute_transactions_root
 from iemas.ledger.invariants import check_invariants
 from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
 from iemas.ledger.rules.evidence import TranscriptVerifier
@@ -30,7 +36,7 @@ from iemas.ledger.snapshot import (
 )
 from iemas.ledger.state import LedgerState, ProvenEntry, make_genesis_state
 from iemas.ledger.terms import apply_due_terms, start_term
-from iemas.ledger.transaction import Block, ResultCode, Transaction, TransactionResult
+from iemas.ledger.transaction import ResultCode, Transaction, TransactionResult
 from iemas.ledger.transfer import (
     ISSUANCE,
     LedgerAccount,
@@ -144,28 +150,45 @@ class LedgerApplication:
         return tuple(chosen)
 
     def process_proposal(self, block: Block) -> None:
-        """Check what a block must satisfy before it is applied to the committed state.
+        """Check all that a proposed block must satisfy to be voted for, its clock apart.
+
+        Every transaction in it must be signed by its account; whether it can then be applied is
+        its result's business.
 
         Raises: InvalidBlockError with the height and the broken rule.
         """
+        self._check_rules(block)
+        if block.header.message.state_root != self._state.compute_root():
+            raise _refuse_block(block, "its state root is not this replica's")
+        for signed in block.transactions:
+            try:
+                verify_signed(signed, self._chain_id, expected_signer=signed.message.account)
+            except InvalidSignatureError as error:
+                raise _refuse_block(block, f"one of its transactions is wrong: {error}") from error
+
+    def _check_rules(self, block: Block) -> None:
+        """Check what is cheap. Raises: InvalidBlockError."""
+        header = block.header.message
         rules = (
-            (block.chain_id == self._chain_id, "it belongs to another chain"),
-            (block.height == self._state.height + 1, "it does not follow the last block"),
-            (block.time_ms >= self._state.time_ms, "its time goes back"),
+            (header.chain_id == self._chain_id, "it belongs to another chain"),
+            (header.height == self._state.height + 1, "it does not follow the last block"),
+            (header.time_ms >= self._state.time_ms, "its time goes back"),
             (len(block.transactions) <= MAX_BLOCK_TRANSACTIONS, "too many transactions"),
             (self._fits(block), "its transactions are too large"),
         )
         for holds, broken in rules:
             if not holds:
-                raise InvalidBlockError(f"block {block.height}: {broken}", height=block.height)
+                raise _refuse_block(block, broken)
+        if header.transactions_root != compute_transactions_root(block.transactions):
+            raise _refuse_block(block, "its transactions are not those that its header names")
 
     def finalize_block(self, block: Block) -> FinalizedBlock:
         """Apply a block to a copy of the state; `commit` makes the copy the state.
 
-        Raises: InvalidBlockError as `process_proposal`; InternalError if the block's state root
-        is not the one that this replica has (it diverged), or if an invariant breaks.
+        Raises: InvalidBlockError if it does not follow or breaks a bound; InternalError if its
+        state root is not the one that this replica has (it diverged), or if an invariant breaks.
         """
-        self.process_proposal(block)
+        self._check_rules(block)
         self._check_agreement(block)
         state = self._state.copy()
         state.facts = replace(state.facts, height=block.height, time_ms=block.time_ms)
@@ -193,10 +216,11 @@ class LedgerApplication:
 
     def _check_agreement(self, block: Block) -> None:
         own_root = self._state.compute_root()
-        if block.state_root != own_root:
+        if block.header.message.state_root != own_root:
             raise InternalError(
                 f"this replica diverged at height {self._state.height}: its state root is "
-                f"{own_root.hex()}, block {block.height} says {block.state_root.hex()}",
+                f"{own_root.hex()}, block {block.height} says "
+                f"{block.header.message.state_root.hex()}",
                 height=self._state.height,
             )
 
@@ -272,6 +296,10 @@ class LedgerApplication:
         check_invariants(state)
         self._state, self._pending = state, None
         return True
+
+
+def _refuse_block(block: Block, broken: str) -> InvalidBlockError:
+    return InvalidBlockError(f"block {block.height}: {broken}", height=block.height)
 
 
 def issue_genesis(state: LedgerState) -> None:

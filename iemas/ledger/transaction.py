@@ -1,4 +1,4 @@
-"""Transactions and blocks of the ledger, and the codes of their results.
+"""Transactions of the ledger, and the codes of their results.
 
 A transaction is signed by the account that it acts for; its id is the hash of its envelope, which
 makes submitting it again idempotent. A refusal is a recorded result with a reason code, the same
@@ -180,25 +180,3 @@ class TransactionResult:
 
     code: ResultCode
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Ordered transactions at a height, signed by the proposer.
-
-    `state_root` is the root *after the previous block* (CometBFT's app hash), so every replica
-    that applies this block first checks that it agrees on all before it. `time_ms` is ledger
-    time: it never goes back. Source: design §7.
-    """
-
-    chain_id: str
-    height: int
-    previous_hash: bytes
-    time_ms: int
-    state_root: bytes
-    transactions: tuple[Signed[Transaction], ...]
-
-    def __post_init__(self) -> None:
-        require_id("previous_hash", self.previous_hash)
-        require_id("state_root", self.state_root)
-        require(self.height >= 1, "heights count from 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from iemas import wire
@@ -21,12 +22,12 @@ from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
 from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketParams
-from iemas.core.types import AccountId, ChannelId, HubId, Lateness, NodeId, Prices
+from iemas.core.types import AccountId, ChannelId, Hash, HubId, Lateness, NodeId, Prices
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
+from iemas.ledger.block import Block, BlockHeader, compute_transactions_root
 from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
-    Block,
     SettlementEntry,
     Transaction,
     TransactionBody,
@@ -60,7 +61,6 @@ def make_genesis(
         time_ms=START_MS,
         hub=HUB,
         model="model",
-        sequencer=make_identity("sequencer").node_id,
         validators=tuple(
             GenesisValidator(make_identity(name).node_id, stake_micros) for name in validators
         ),
@@ -113,7 +113,7 @@ class LedgerChain:
 
     def get_name(self, identifier: bytes | None) -> str:
         """Give the name behind an id that `get_id` or the genesis made."""
-        for name in ("sequencer", "node-1", "node-2", "node-3", "node-4", "alice", "bob"):
+        for name in ("node-1", "node-2", "node-3", "node-4", "alice", "bob"):
             self._names.setdefault(make_identity(name).node_id, name)
         return self._names[identifier] if identifier is not None else "nobody"
 
@@ -136,17 +136,24 @@ class LedgerChain:
         return signed
 
     def make_block(
-        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+        self,
+        transactions: Sequence[Signed[Transaction]] = (),
+        *,
+        after_ms: int = 0,
+        signed_by: str = "node-1",
+        **changes: Any,
     ) -> Block:
-        """Make the next block, `after_ms` after the last one."""
-        return Block(
-            self.chain_id,
-            self.state.height + 1,
-            SOME_HASH,
-            self.now_ms + after_ms,
-            self.state.compute_root(),
-            tuple(transactions),
+        """Make the next block, `after_ms` after the last one; `changes` are to its header."""
+        header = BlockHeader(
+            chain_id=self.chain_id,
+            height=self.state.height + 1,
+            previous_hash=Hash(SOME_HASH),
+            time_ms=self.now_ms + after_ms,
+            state_root=self.state.compute_root(),
+            transactions_root=compute_transactions_root(transactions),
+            validators_hash=Hash(SOME_HASH),
         )
+        return Block(self.sign(signed_by, replace(header, **changes)), tuple(transactions))
 
     def apply(
         self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from iemas.v1 import consensus_pb2 as iemas_dot_v1_dot_consensus__pb2
 from iemas.v1 import gossip_pb2 as iemas_dot_v1_dot_gossip__pb2
 from iemas.v1 import ledger_pb2 as iemas_dot_v1_dot_ledger__pb2
 from iemas.v1 import types_pb2 as iemas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1diemas/v1/market_service.proto\x12\x08iemas.v1\x1a\x15iemas/v1/gossip.proto\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"\x12\n\x10GetMarketRequest\"L\n\x11GetMarketResponse\x12\x14\n\x0cgenesis_json\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"5\n\x0bJoinRequest\x12&\n\ncapability\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"7\n\x0cJoinResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\"\x14\n\x12ListReportsRequest\"Q\n\x13ListReportsResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\x12\x11\n\tsuspected\x18\x02 \x03(\x0c\"\x1d\n\x0eGetTermRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"\xe7\x01\n\x0fGetTermResponse\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nauctioneer\x18\x02 \x01(\x0c\x12\x0f\n\x07witness\x18\x03 \x01(\x0c\x12\x15\n\rstarted_at_ms\x18\x04 \x01(\x04\x12\x17\n\x0fnext_auctioneer\x18\x05 \x01(\x0c\x12\x31\n\x15\x61uctioneer_capability\x18\x06 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12.\n\x12witness_capability\x18\x07 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x0e\n\x06height\x18\x08 \x01(\x04\"1\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\x8e\x01\n\x12GetAccountResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x18\n\x10\x61vailable_micros\x18\x02 \x01(\x03\x12\x15\n\rescrow_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61llowance_micros\x18\x04 \x01(\x03\x12\r\n\x05nonce\x18\x05 \x01(\x04\x12\x0e\n\x06height\x18\x06 \x01(\x04\"C\n\x18SubmitTransactionRequest\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"_\n\x19SubmitTransactionResponse\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.iemas.v1.ResultCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x04\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\"%\n\x14GetTokenizerResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x91\x03\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x12\n\nstate_root\x18\x03 \x01(\x0c\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x1c\n\x14transcripts_verified\x18\x05 \x01(\x04\x12\x1b\n\x13transcripts_refused\x18\x06 \x01(\x04\x12\x1c\n\x14last_transcript_hash\x18\x07 \x01(\x0c\x12\x13\n\x0bpeers_alive\x18\x08 \x01(\x04\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\x04\x12\x1a\n\x12total_money_micros\x18\n \x01(\x03\x12\x39\n\x07refused\x18\x0b \x03(\x0b\x32(.iemas.v1.GetStatusResponse.RefusedEntry\x12\x1a\n\x12unsettled_channels\x18\x0c \x01(\x04\x12\x12\n\nopen_books\x18\r \x01(\x04\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"(\n\x11ListBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"7\n\x12ListBlocksResponse\x12!\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\",\n\x16ListTranscriptsRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\"A\n\x17ListTranscriptsResponse\x12&\n\ntranscript\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope2\xfb\x05\n\rMarketService\x12\x44\n\tGetMarket\x12\x1a.iemas.v1.GetMarketRequest\x1a\x1b.iemas.v1.GetMarketResponse\x12\x35\n\x04Join\x12\x15.iemas.v1.JoinRequest\x1a\x16.iemas.v1.JoinResponse\x12J\n\x0bListReports\x12\x1c.iemas.v1.ListReportsRequest\x1a\x1d.iemas.v1.ListReportsResponse\x12>\n\x07GetTerm\x12\x18.iemas.v1.GetTermRequest\x1a\x19.iemas.v1.GetTermResponse\x12G\n\nGetAccount\x12\x1b.iemas.v1.GetAccountRequest\x1a\x1c.iemas.v1.GetAccountResponse\x12\\\n\x11SubmitTransaction\x12\".iemas.v1.SubmitTransactionRequest\x1a#.iemas.v1.SubmitTransactionResponse\x12O\n\x0cGetTokenizer\x12\x1d.iemas.v1.GetTokenizerRequest\x1a\x1e.iemas.v1.GetTokenizerResponse0\x01\x12\x44\n\tGetStatus\x12\x1a.iemas.v1.GetStatusRequest\x1a\x1b.iemas.v1.GetStatusResponse\x12I\n\nListBlocks\x12\x1b.iemas.v1.ListBlocksRequest\x1a\x1c.iemas.v1.ListBlocksResponse0\x01\x12X\n\x0fListTranscripts\x12 .iemas.v1.ListTranscriptsRequest\x1a!.iemas.v1.ListTranscriptsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1diemas/v1/market_service.proto\x12\x08iemas.v1\x1a\x18iemas/v1/consensus.proto\x1a\x15iemas/v1/gossip.proto\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"\x12\n\x10GetMarketRequest\"L\n\x11GetMarketResponse\x12\x14\n\x0cgenesis_json\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"5\n\x0bJoinRequest\x12&\n\ncapability\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"7\n\x0cJoinResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\"\x14\n\x12ListReportsRequest\"Q\n\x13ListReportsResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\x12\x11\n\tsuspected\x18\x02 \x03(\x0c\"\x1d\n\x0eGetTermRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"\xe7\x01\n\x0fGetTermResponse\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nauctioneer\x18\x02 \x01(\x0c\x12\x0f\n\x07witness\x18\x03 \x01(\x0c\x12\x15\n\rstarted_at_ms\x18\x04 \x01(\x04\x12\x17\n\x0fnext_auctioneer\x18\x05 \x01(\x0c\x12\x31\n\x15\x61uctioneer_capability\x18\x06 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12.\n\x12witness_capability\x18\x07 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x0e\n\x06height\x18\x08 \x01(\x04\"1\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\x8e\x01\n\x12GetAccountResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x18\n\x10\x61vailable_micros\x18\x02 \x01(\x03\x12\x15\n\rescrow_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61llowance_micros\x18\x04 \x01(\x03\x12\r\n\x05nonce\x18\x05 \x01(\x04\x12\x0e\n\x06height\x18\x06 \x01(\x04\"C\n\x18SubmitTransactionRequest\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"_\n\x19SubmitTransactionResponse\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.iemas.v1.ResultCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x04\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\"%\n\x14GetTokenizerResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x91\x03\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x12\n\nstate_root\x18\x03 \x01(\x0c\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x1c\n\x14transcripts_verified\x18\x05 \x01(\x04\x12\x1b\n\x13transcripts_refused\x18\x06 \x01(\x04\x12\x1c\n\x14last_transcript_hash\x18\x07 \x01(\x0c\x12\x13\n\x0bpeers_alive\x18\x08 \x01(\x04\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\x04\x12\x1a\n\x12total_money_micros\x18\n \x01(\x03\x12\x39\n\x07refused\x18\x0b \x03(\x0b\x32(.iemas.v1.GetStatusResponse.RefusedEntry\x12\x1a\n\x12unsettled_channels\x18\x0c \x01(\x04\x12\x12\n\nopen_books\x18\r \x01(\x04\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"(\n\x11ListBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"=\n\x12ListBlocksResponse\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\",\n\x16ListTranscriptsRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\"A\n\x17ListTranscriptsResponse\x12&\n\ntranscript\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope2\xfb\x05\n\rMarketService\x12\x44\n\tGetMarket\x12\x1a.iemas.v1.GetMarketRequest\x1a\x1b.iemas.v1.GetMarketResponse\x12\x35\n\x04Join\x12\x15.iemas.v1.JoinRequest\x1a\x16.iemas.v1.JoinResponse\x12J\n\x0bListReports\x12\x1c.iemas.v1.ListReportsRequest\x1a\x1d.iemas.v1.ListReportsResponse\x12>\n\x07GetTerm\x12\x18.iemas.v1.GetTermRequest\x1a\x19.iemas.v1.GetTermResponse\x12G\n\nGetAccount\x12\x1b.iemas.v1.GetAccountRequest\x1a\x1c.iemas.v1.GetAccountResponse\x12\\\n\x11SubmitTransaction\x12\".iemas.v1.SubmitTransactionRequest\x1a#.iemas.v1.SubmitTransactionResponse\x12O\n\x0cGetTokenizer\x12\x1d.iemas.v1.GetTokenizerRequest\x1a\x1e.iemas.v1.GetTokenizerResponse0\x01\x12\x44\n\tGetStatus\x12\x1a.iemas.v1.GetStatusRequest\x1a\x1b.iemas.v1.GetStatusResponse\x12I\n\nListBlocks\x12\x1b.iemas.v1.ListBlocksRequest\x1a\x1c.iemas.v1.ListBlocksResponse0\x01\x12X\n\x0fListTranscripts\x12 .iemas.v1.ListTranscriptsRequest\x1a!.iemas.v1.ListTranscriptsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,48 +37,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_options = b'8\001'
-  _globals['_GETMARKETREQUEST']._serialized_start=111
-  _globals['_GETMARKETREQUEST']._serialized_end=129
-  _globals['_GETMARKETRESPONSE']._serialized_start=131
-  _globals['_GETMARKETRESPONSE']._serialized_end=207
-  _globals['_JOINREQUEST']._serialized_start=209
-  _globals['_JOINREQUEST']._serialized_end=262
-  _globals['_JOINRESPONSE']._serialized_start=264
-  _globals['_JOINRESPONSE']._serialized_end=319
-  _globals['_LISTREPORTSREQUEST']._serialized_start=321
-  _globals['_LISTREPORTSREQUEST']._serialized_end=341
-  _globals['_LISTREPORTSRESPONSE']._serialized_start=343
-  _globals['_LISTREPORTSRESPONSE']._serialized_end=424
-  _globals['_GETTERMREQUEST']._serialized_start=426
-  _globals['_GETTERMREQUEST']._serialized_end=455
-  _globals['_GETTERMRESPONSE']._serialized_start=458
-  _globals['_GETTERMRESPONSE']._serialized_end=689
-  _globals['_GETACCOUNTREQUEST']._serialized_start=691
-  _globals['_GETACCOUNTREQUEST']._serialized_end=740
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=743
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=885
-  _globals['_SUBMITTRANSACTIONREQUEST']._serialized_start=887
-  _globals['_SUBMITTRANSACTIONREQUEST']._serialized_end=954
-  _globals['_SUBMITTRANSACTIONRESPONSE']._serialized_start=956
-  _globals['_SUBMITTRANSACTIONRESPONSE']._serialized_end=1051
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=1053
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=1088
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1090
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=1127
-  _globals['_GETSTATUSREQUEST']._serialized_start=1129
-  _globals['_GETSTATUSREQUEST']._serialized_end=1147
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1150
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1551
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=1505
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=1551
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=1553
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=1593
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=1595
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=1650
-  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_start=1652
-  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_end=1696
-  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_start=1698
-  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_end=1763
-  _globals['_MARKETSERVICE']._serialized_start=1766
-  _globals['_MARKETSERVICE']._serialized_end=2529
+  _globals['_GETMARKETREQUEST']._serialized_start=137
+  _globals['_GETMARKETREQUEST']._serialized_end=155
+  _globals['_GETMARKETRESPONSE']._serialized_start=157
+  _globals['_GETMARKETRESPONSE']._serialized_end=233
+  _globals['_JOINREQUEST']._serialized_start=235
+  _globals['_JOINREQUEST']._serialized_end=288
+  _globals['_JOINRESPONSE']._serialized_start=290
+  _globals['_JOINRESPONSE']._serialized_end=345
+  _globals['_LISTREPORTSREQUEST']._serialized_start=347
+  _globals['_LISTREPORTSREQUEST']._serialized_end=367
+  _globals['_LISTREPORTSRESPONSE']._serialized_start=369
+  _globals['_LISTREPORTSRESPONSE']._serialized_end=450
+  _globals['_GETTERMREQUEST']._serialized_start=452
+  _globals['_GETTERMREQUEST']._serialized_end=481
+  _globals['_GETTERMRESPONSE']._serialized_start=484
+  _globals['_GETTERMRESPONSE']._serialized_end=715
+  _globals['_GETACCOUNTREQUEST']._serialized_start=717
+  _globals['_GETACCOUNTREQUEST']._serialized_end=766
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=769
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=911
+  _globals['_SUBMITTRANSACTIONREQUEST']._serialized_start=913
+  _globals['_SUBMITTRANSACTIONREQUEST']._serialized_end=980
+  _globals['_SUBMITTRANSACTIONRESPONSE']._serialized_start=982
+  _globals['_SUBMITTRANSACTIONRESPONSE']._serialized_end=1077
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=1079
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=1114
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1116
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=1153
+  _globals['_GETSTATUSREQUEST']._serialized_start=1155
+  _globals['_GETSTATUSREQUEST']._serialized_end=1173
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1176
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1577
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=1531
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=1577
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=1579
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=1619
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=1621
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=1682
+  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_start=1684
+  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_end=1728
+  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_start=1730
+  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_end=1795
+  _globals['_MARKETSERVICE']._serialized_start=1798
+  _globals['_MARKETSERVICE']._serialized_end=2561
 # @@protoc_insertion_point(module_scope)

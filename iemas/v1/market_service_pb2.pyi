@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from iemas.v1 import consensus_pb2 as _consensus_pb2
 from iemas.v1 import gossip_pb2 as _gossip_pb2
 from iemas.v1 import ledger_pb2 as _ledger_pb2
 from iemas.v1 import types_pb2 as _types_pb2
@@ -472,13 +473,11 @@ class ListBlocksResponse(_message.Message):
 
     BLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def block(self) -> _types_pb2.Envelope:
-        """of Block"""
-
+    def block(self) -> _consensus_pb2.CommittedBlock: ...
     def __init__(
         self,
         *,
-        block: _types_pb2.Envelope | None = ...,
+        block: _consensus_pb2.CommittedBlock | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -28,7 +28,7 @@ from iemas.v1 import execution_pb2 as iemas_dot_v1_dot_execution__pb2
 from iemas.v1 import gossip_pb2 as iemas_dot_v1_dot_gossip__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1biemas/v1/peer_service.proto\x12\x08iemas.v1\x1a\x16iemas/v1/auction.proto\x1a\x18iemas/v1/consensus.proto\x1a\x18iemas/v1/execution.proto\x1a\x15iemas/v1/gossip.proto\"\xc3\x06\n\x0e\x44\x65liverRequest\x12+\n\x0breport_push\x18\x01 \x01(\x0b\x32\x14.iemas.v1.ReportPushH\x00\x12\x35\n\x10\x65xchange_request\x18\x02 \x01(\x0b\x32\x19.iemas.v1.ExchangeRequestH\x00\x12\x37\n\x11\x65xchange_response\x18\x03 \x01(\x0b\x32\x1a.iemas.v1.ExchangeResponseH\x00\x12 \n\x05probe\x18\x04 \x01(\x0b\x32\x0f.iemas.v1.ProbeH\x00\x12?\n\x15probe_acknowledgement\x18\x05 \x01(\x0b\x32\x1e.iemas.v1.ProbeAcknowledgementH\x00\x12\x39\n\x12submit_transaction\x18\x06 \x01(\x0b\x32\x1b.iemas.v1.SubmitTransactionH\x00\x12\x39\n\x12\x62lock_announcement\x18\x07 \x01(\x0b\x32\x1b.iemas.v1.BlockAnnouncementH\x00\x12\x31\n\x0e\x62locks_request\x18\x08 \x01(\x0b\x32\x17.iemas.v1.BlocksRequestH\x00\x12\x33\n\x0f\x62locks_response\x18\t \x01(\x0b\x32\x18.iemas.v1.BlocksResponseH\x00\x12;\n\x13\x63ountersign_request\x18\n \x01(\x0b\x32\x1c.iemas.v1.CountersignRequestH\x00\x12=\n\x14\x63ountersign_response\x18\x0b \x01(\x0b\x32\x1d.iemas.v1.CountersignResponseH\x00\x12-\n\x0c\x63lose_notice\x18\x0c \x01(\x0b\x32\x15.iemas.v1.CloseNoticeH\x00\x12\x31\n\x0erelease_notice\x18\r \x01(\x0b\x32\x17.iemas.v1.ReleaseNoticeH\x00\x12\x37\n\x11transcript_notice\x18\x0e \x01(\x0b\x32\x1a.iemas.v1.TranscriptNoticeH\x00\x12\x31\n\x0ereceipt_notice\x18\x0f \x01(\x0b\x32\x17.iemas.v1.ReceiptNoticeH\x00\x42\t\n\x07message\"\x11\n\x0f\x44\x65liverResponse2O\n\x0bPeerService\x12@\n\x07\x44\x65liver\x12\x18.iemas.v1.DeliverRequest\x1a\x19.iemas.v1.DeliverResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1biemas/v1/peer_service.proto\x12\x08iemas.v1\x1a\x16iemas/v1/auction.proto\x1a\x18iemas/v1/consensus.proto\x1a\x18iemas/v1/execution.proto\x1a\x15iemas/v1/gossip.proto\"\xdc\x07\n\x0e\x44\x65liverRequest\x12+\n\x0breport_push\x18\x01 \x01(\x0b\x32\x14.iemas.v1.ReportPushH\x00\x12\x35\n\x10\x65xchange_request\x18\x02 \x01(\x0b\x32\x19.iemas.v1.ExchangeRequestH\x00\x12\x37\n\x11\x65xchange_response\x18\x03 \x01(\x0b\x32\x1a.iemas.v1.ExchangeResponseH\x00\x12 \n\x05probe\x18\x04 \x01(\x0b\x32\x0f.iemas.v1.ProbeH\x00\x12?\n\x15probe_acknowledgement\x18\x05 \x01(\x0b\x32\x1e.iemas.v1.ProbeAcknowledgementH\x00\x12\x39\n\x12submit_transaction\x18\x06 \x01(\x0b\x32\x1b.iemas.v1.SubmitTransactionH\x00\x12\x39\n\x12\x62lock_announcement\x18\x07 \x01(\x0b\x32\x1b.iemas.v1.BlockAnnouncementH\x00\x12\x31\n\x0e\x62locks_request\x18\x08 \x01(\x0b\x32\x17.iemas.v1.BlocksRequestH\x00\x12\x33\n\x0f\x62locks_response\x18\t \x01(\x0b\x32\x18.iemas.v1.BlocksResponseH\x00\x12;\n\x13\x63ountersign_request\x18\n \x01(\x0b\x32\x1c.iemas.v1.CountersignRequestH\x00\x12=\n\x14\x63ountersign_response\x18\x0b \x01(\x0b\x32\x1d.iemas.v1.CountersignResponseH\x00\x12-\n\x0c\x63lose_notice\x18\x0c \x01(\x0b\x32\x15.iemas.v1.CloseNoticeH\x00\x12\x31\n\x0erelease_notice\x18\r \x01(\x0b\x32\x17.iemas.v1.ReleaseNoticeH\x00\x12\x37\n\x11transcript_notice\x18\x0e \x01(\x0b\x32\x1a.iemas.v1.TranscriptNoticeH\x00\x12\x31\n\x0ereceipt_notice\x18\x0f \x01(\x0b\x32\x17.iemas.v1.ReceiptNoticeH\x00\x12\x33\n\x0fproposal_notice\x18\x10 \x01(\x0b\x32\x18.iemas.v1.ProposalNoticeH\x00\x12+\n\x0bvote_notice\x18\x11 \x01(\x0b\x32\x14.iemas.v1.VoteNoticeH\x00\x12\x35\n\x10\x63onsensus_status\x18\x12 \x01(\x0b\x32\x19.iemas.v1.ConsensusStatusH\x00\x42\t\n\x07message\"\x11\n\x0f\x44\x65liverResponse2O\n\x0bPeerService\x12@\n\x07\x44\x65liver\x12\x18.iemas.v1.DeliverRequest\x1a\x19.iemas.v1.DeliverResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'iemas.v1.peer_service_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DELIVERREQUEST']._serialized_start=141
-  _globals['_DELIVERREQUEST']._serialized_end=976
-  _globals['_DELIVERRESPONSE']._serialized_start=978
-  _globals['_DELIVERRESPONSE']._serialized_end=995
-  _globals['_PEERSERVICE']._serialized_start=997
-  _globals['_PEERSERVICE']._serialized_end=1076
+  _globals['_DELIVERREQUEST']._serialized_end=1129
+  _globals['_DELIVERRESPONSE']._serialized_start=1131
+  _globals['_DELIVERRESPONSE']._serialized_end=1148
+  _globals['_PEERSERVICE']._serialized_start=1150
+  _globals['_PEERSERVICE']._serialized_end=1229
 # @@protoc_insertion_point(module_scope)

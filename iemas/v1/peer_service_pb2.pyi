@@ -43,6 +43,9 @@ class DeliverRequest(_message.Message):
     RELEASE_NOTICE_FIELD_NUMBER: _builtins.int
     TRANSCRIPT_NOTICE_FIELD_NUMBER: _builtins.int
     RECEIPT_NOTICE_FIELD_NUMBER: _builtins.int
+    PROPOSAL_NOTICE_FIELD_NUMBER: _builtins.int
+    VOTE_NOTICE_FIELD_NUMBER: _builtins.int
+    CONSENSUS_STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report_push(self) -> _gossip_pb2.ReportPush: ...
     @_builtins.property
@@ -73,6 +76,12 @@ class DeliverRequest(_message.Message):
     def transcript_notice(self) -> _auction_pb2.TranscriptNotice: ...
     @_builtins.property
     def receipt_notice(self) -> _execution_pb2.ReceiptNotice: ...
+    @_builtins.property
+    def proposal_notice(self) -> _consensus_pb2.ProposalNotice: ...
+    @_builtins.property
+    def vote_notice(self) -> _consensus_pb2.VoteNotice: ...
+    @_builtins.property
+    def consensus_status(self) -> _consensus_pb2.ConsensusStatus: ...
     def __init__(
         self,
         *,
@@ -91,12 +100,15 @@ class DeliverRequest(_message.Message):
         release_notice: _auction_pb2.ReleaseNotice | None = ...,
         transcript_notice: _auction_pb2.TranscriptNotice | None = ...,
         receipt_notice: _execution_pb2.ReceiptNotice | None = ...,
+        proposal_notice: _consensus_pb2.ProposalNotice | None = ...,
+        vote_notice: _consensus_pb2.VoteNotice | None = ...,
+        consensus_status: _consensus_pb2.ConsensusStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

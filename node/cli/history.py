@@ -1,8 +1,9 @@
 """A market's whole history, fetched from its nodes and checked by whoever asks.
 
 Nothing that a node says is believed: blocks are replayed from genesis with the ledger's own
-rules, every round is re-checked from its transcript against the ledger as of then, and every
-node's state root is compared with the one that comes out. Source: design §4 step 5, §7.
+rules, each block's commit is checked against the validators that the replay gives, every round is
+re-checked from its transcript against the ledger as of then, and every node's state root is
+compared with the one that comes out. Source: design §4 step 5, §7.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from auctioneer.books import TermBooks
 from auctioneer.outcomes import ClearedRound, derive_outcomes
 from auctioneer.verify import verify_transcript
 from iemas import tls, wire
-from iemas.consensus.sequencer import GENESIS_HASH
+from iemas.consensus.chain import Chain
+from iemas.consensus.messages import CommittedBlock
 from iemas.core.auction import Allocation, Bid, Transcript
-from iemas.core.envelope import Envelope, Signed, verify_signed
+from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import APIConnectionError, IemasError, InvalidTranscriptError
 from iemas.core.params import Genesis
 from iemas.core.types import ID_BYTES, short_id
 from iemas.genesis import load_genesis
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import Block, ResultCode, RoundRoots
+from iemas.ledger.transaction import ResultCode, RoundRoots
 from iemas.ledger.transfer import TREASURY
 from iemas.rpc_errors import from_rpc_error
 from iemas.tls import Address
@@ -85,7 +87,7 @@ class History:
         self._genesis = genesis
         self._chain_id = chain_id
         self._app = LedgerApplication(genesis, chain_id, verify_transcript=self._judge_evidence)
-        self._last_hash: bytes = GENESIS_HASH
+        self._chain = Chain(self._app, chain_id=chain_id)
         self._books: dict[int, tuple[TermBooks, bytes]] = {}
         self._waiting: dict[int, list[Signed[Transcript]]] = {}
         self._known: set[bytes] = set()
@@ -117,22 +119,18 @@ class History:
                 self._blame(f"term {place[0]} round {place[1]} has two transcripts")
             self._waiting.setdefault(signed.message.ledger_height, []).append(signed)
 
-    def add_block(self, signed: Signed[Block]) -> None:
-        """Replay one block and check the rounds that name its height.
+    def add_block(self, committed: CommittedBlock) -> None:
+        """Replay one block, its commit included, and check the rounds that name its height.
 
         Raises: IemasError if the block does not hold: nothing after it can be checked.
         """
-        block = signed.message
-        verify_signed(signed, self._chain_id, expected_signer=self._genesis.sequencer)
-        if block.previous_hash != self._last_hash:
-            raise APIConnectionError(f"block {block.height} does not extend the one before it")
-        if block.height == 1:
+        if committed.height == 1:
             self.check_rounds()
-        finalized = self._app.finalize_block(block)
-        self._app.commit()
-        self._last_hash = signed.hash
-        self.roots[block.height] = finalized.state_root
-        for transaction, result in zip(block.transactions, finalized.results, strict=True):
+        applied = self._chain.apply(committed)
+        self._chain.take_applied()
+        block = applied.block
+        self.roots[block.height] = applied.state_root
+        for transaction, result in zip(block.transactions, applied.results, strict=True):
             self.findings.transactions += 1
             if result.code is not ResultCode.OK:
                 self.findings.refused[result.code.name.lower()] += 1
@@ -244,14 +242,14 @@ async def check_market(
     return history
 
 
-def _replay(history: History, blocks: Sequence[Signed[Block]], tell: Tell) -> None:
-    for signed in blocks:
-        if signed.message.height % 20 == 0:
-            tell(f"replaying block {signed.message.height}")
+def _replay(history: History, blocks: Sequence[CommittedBlock], tell: Tell) -> None:
+    for committed in blocks:
+        if committed.height % 20 == 0:
+            tell(f"replaying block {committed.height}")
         try:
-            history.add_block(signed)
+            history.add_block(committed)
         except IemasError as error:
-            history.findings.problems.append(f"block {signed.message.height}: {error}")
+            history.findings.problems.append(f"block {committed.height}: {error}")
             return
 
 
@@ -291,10 +289,10 @@ async def _fetch_genesis(addresses: Sequence[Address]) -> tuple[Address, bytes]:
     raise APIConnectionError("no node of the market answers: is it running?") from failure
 
 
-async def _fetch_blocks(address: Address, from_height: int) -> list[Signed[Block]]:
+async def _fetch_blocks(address: Address, from_height: int) -> list[CommittedBlock]:
     request = pb.ListBlocksRequest(from_height=from_height)
     answers = await _stream(address, lambda stub: stub.ListBlocks(request, timeout=FETCH_S))
-    return [_open(Block, answer.block) for answer in answers]
+    return [wire.from_proto(CommittedBlock, answer.block) for answer in answers]
 
 
 async def _fetch_transcripts(address: Address) -> list[Signed[Transcript]]:

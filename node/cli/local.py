@@ -19,6 +19,7 @@ from node.local_market import LocalMarket, MarketHome, MarketPlan, MarketState
 from node.local_market.market import delete_home
 from node.local_market.plan import (
     CUSTOMER,
+    MIN_VALIDATORS,
     SIMULATED,
     VLLM_CPU,
     BackendAddress,
@@ -32,7 +33,7 @@ EXAMPLES = """
 Examples:
 
 \b
-  iemas market up --backend simulated             3 nodes with made-up answers, for tests only
+  iemas market up --backend simulated             3 sell made-up answers, for tests only
   iemas market up --backend vllm-cpu --detach     real vLLM servers on this CPU
   iemas market up --backend http://127.0.0.1:8101 --kv-events ipc:///run/a/kv \\
                   --backend http://127.0.0.1:8102 --kv-events ipc:///run/b/kv
@@ -48,6 +49,15 @@ def market_up(
     *,
     nodes: Annotated[
         int | None, typer.Option("--nodes", help="How many nodes sell. [default: 3, or as URLs]")
+    ] = None,
+    validators: Annotated[
+        int | None,
+        typer.Option(
+            "--validators",
+            help="How many nodes vote on the ledger at least: where fewer sell, more are started. "
+            "With 4, any one may fail; 1 is enough for development. [default: 4]",
+            show_default=False,
+        ),
     ] = None,
     backend: Annotated[
         list[str] | None,
@@ -99,7 +109,7 @@ def market_up(
     name: NameOption = DEFAULT_NAME,
     home: HomeOption = None,
 ) -> None:
-    """Start a market: nodes, a sequencer, an account with money to spend.
+    """Start a market: nodes that sell and vote, an account with money to spend.
 
     In the foreground, Ctrl-C ends all of it. The folder (keys, ledger) stays, and the next
     `market up` goes on where this one ended.
@@ -108,6 +118,7 @@ def market_up(
     plan = _make_plan(
         folder,
         nodes=nodes,
+        validators=validators,
         backends=backend or [],
         kv_events=kv_events or [],
         kv_replay=kv_replay or [],
@@ -130,6 +141,7 @@ def _make_plan(
     folder: MarketHome,
     *,
     nodes: int | None,
+    validators: int | None,
     backends: list[str],
     kv_events: list[str],
     kv_replay: list[str],
@@ -153,6 +165,7 @@ def _make_plan(
     return MarketPlan(
         name=folder.path.name if kept is None else kept.name,
         nodes=count,
+        validators=validators or (kept.validators if kept else MIN_VALIDATORS),
         backend=backend,
         addresses=addresses,
         params=params or (kept.params if kept else {}),

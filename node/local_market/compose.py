@@ -14,7 +14,7 @@ from typing import Final
 
 from iemas.core.errors import IemasError
 from node.local_market.home import MarketHome
-from node.local_market.plan import SEQUENCER, MarketPlan, parse_assignments
+from node.local_market.plan import MIN_VALIDATORS, MarketPlan, parse_assignments
 
 PUBLIC_PORT: Final = 7470
 PEER_PORT: Final = 7480
@@ -31,9 +31,12 @@ def prepare(
     Raises: ConfigurationError if the folder holds another market.
     """
     genesis = home.create(plan, model)
-    names = [SEQUENCER, *home.get_node_names(plan.nodes)]
-    ids = [genesis.sequencer, *(validator.node_id for validator in genesis.validators)]
-    bootstrap = f"{genesis.sequencer.hex()}@{SEQUENCER}:{PUBLIC_PORT}"
+    names = plan.names
+    ids = [validator.node_id for validator in genesis.validators]
+    addresses = {
+        name: f"{node_id.hex()}@{name}:{PUBLIC_PORT + index}"
+        for index, (name, node_id) in enumerate(zip(names, ids, strict=True))
+    }
     for index, (name, node_id) in enumerate(zip(names, ids, strict=True)):
         port = PUBLIC_PORT + index
         settings = {
@@ -46,8 +49,8 @@ def prepare(
             "peer_address": f"{name}:{PEER_PORT}",
         }
         lines = [f'{key} = "{value}"' for key, value in settings.items()]
-        if name != SEQUENCER:
-            lines.append(f'bootstrap = ["{bootstrap}"]')
+        others = [f'"{address}"' for other, address in addresses.items() if other != name]
+        lines.append(f"bootstrap = [{', '.join(others)}]")
         (home.path / f"{name}.toml").write_text("\n".join(lines) + "\n")
         (home.path / f"{name}.address").write_text(f"{node_id.hex()}@127.0.0.1:{port}\n")
         (home.path / f"{name}.public").write_text(f"{node_id.hex()}@{public_host}:{port}\n")
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("home", type=Path)
     parser.add_argument("--name", default="compose")
     parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--validators", type=int, default=MIN_VALIDATORS)
     parser.add_argument("--model", default="simulated", help="the model that the nodes sell")
     parser.add_argument("--public-host", default="127.0.0.1", help="where requesters reach nodes")
     parser.add_argument("--data-dir", type=Path, default=Path("/data"))
@@ -68,7 +72,9 @@ def main() -> None:
     home = MarketHome(chosen.home)
     try:
         params = parse_assignments(chosen.param)
-        plan = MarketPlan(name=chosen.name, nodes=chosen.nodes, params=params)
+        plan = MarketPlan(
+            name=chosen.name, nodes=chosen.nodes, validators=chosen.validators, params=params
+        )
         names = prepare(home, plan, chosen.model, chosen.public_host, chosen.data_dir)
     except IemasError as error:
         sys.exit(f"error: {error}")

@@ -22,7 +22,7 @@ from iemas.core.params import Genesis, GenesisAccount, GenesisValidator
 from iemas.core.types import MICROS_PER_CREDIT, AccountId, HubId
 from iemas.genesis import load_genesis, save_genesis
 from iemas.keystore import generate_key, load_key
-from node.local_market.plan import SEQUENCER, MarketPlan, load_plan, parse_params
+from node.local_market.plan import MarketPlan, load_plan, parse_params
 
 LOCK_FILE: Final = "market.lock"
 STAKE_MICROS: Final = 100 * MICROS_PER_CREDIT
@@ -123,10 +123,6 @@ class MarketHome:
         """Give a customer's key file."""
         return self.path / "keys" / f"account-{account}.pem"
 
-    def get_node_names(self, nodes: int) -> list[str]:
-        """Name the providers."""
-        return [f"node-{number}" for number in range(1, nodes + 1)]
-
     # --- creation ------------------------------------------------------------------------------
 
     def create(self, plan: MarketPlan, model: str) -> Genesis:
@@ -145,10 +141,7 @@ class MarketHome:
         return genesis
 
     def _make_genesis(self, plan: MarketPlan, model: str) -> Genesis:
-        sequencer = _get_or_generate(self.get_node_key(SEQUENCER))
-        nodes = [
-            _get_or_generate(self.get_node_key(name)) for name in self.get_node_names(plan.nodes)
-        ]
+        nodes = [_get_or_generate(self.get_node_key(name)) for name in plan.names]
         accounts = tuple(
             GenesisAccount(
                 AccountId(_get_or_generate(self.get_account_key(name)).node_id),
@@ -162,7 +155,6 @@ class MarketHome:
             time_ms=time.time_ns() // 1_000_000,
             hub=HubId(model),
             model=model,
-            sequencer=sequencer.node_id,
             validators=tuple(GenesisValidator(node.node_id, STAKE_MICROS) for node in nodes),
             accounts=accounts,
             params=parse_params(plan.params),
@@ -177,10 +169,11 @@ class MarketHome:
                 f"{fix}",
                 model=model,
             )
-        if len(genesis.validators) != plan.nodes:
+        known = [name for name in plan.names if self.get_node_key(name).exists()]
+        if known != plan.names or len(genesis.validators) != len(plan.names):
             raise ConfigurationError(
-                f"the market in {self.path} has {len(genesis.validators)} nodes, not {plan.nodes}: "
-                f"{fix}"
+                f"the market in {self.path} was created with other nodes than "
+                f"{', '.join(plan.names)}: {fix}"
             )
         if plan.params and genesis.params != parse_params(plan.params):
             raise ConfigurationError(

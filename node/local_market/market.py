@@ -1,8 +1,8 @@
-"""The supervisor of a local market: backends, sequencer, nodes; up, watched, and down again.
+"""The supervisor of a local market: backends and nodes; up, watched, and down again.
 
 Everything is a guarded child process (`node.guard`), so nothing outlives this process however it
-ends. The sequencer starts first and is the bootstrap of the others; each node says by its ready
-file that it serves, and where.
+ends. The first node is the bootstrap of the others; each node says by its ready file that it
+serves, and where.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from node.config import ENV_PREFIX, BackendKind
 from node.guard import GuardedProcess
 from node.local_market.backends import Progress, StartedBackend, find_model, make_backends
 from node.local_market.home import LOCK_FILE, MarketHome, MarketState, make_record
-from node.local_market.plan import CUSTOMER, SEQUENCER, SIMULATED, MarketPlan, save_plan
+from node.local_market.plan import CUSTOMER, SIMULATED, MarketPlan, save_plan
 from node.local_market.probe import get_account_nonce, get_status
 
 NODE_READY_S: Final = 60.0
@@ -81,9 +81,9 @@ class LocalMarket:
 
     @property
     def bootstrap(self) -> tuple[str, ...]:
-        """Addresses at which the market can be reached, the sequencer's last."""
-        names = sorted(self.nodes, key=lambda name: name == SEQUENCER)
-        return tuple(self.nodes[name].address for name in names if self.nodes[name].running)
+        """Addresses at which the market can be reached, those of nodes that sell first."""
+        nodes = [self.nodes[name] for name in self._plan.names if name in self.nodes]
+        return tuple(node.address for node in nodes if node.running)
 
     @property
     def customer_key(self) -> Path:
@@ -122,11 +122,10 @@ class LocalMarket:
         model = await find_model(self.backends, plan.model)
         self.genesis = self.home.create(plan, model)
         save_plan(self.home.plan_file, plan)
-        progress("starting the sequencer")
-        await self.start_node(SEQUENCER)
-        names = self.home.get_node_names(plan.nodes)
-        progress(f"starting {len(names)} nodes")
-        await asyncio.gather(*(self.start_node(name) for name in names))
+        first, *others = plan.names
+        progress(f"starting {len(plan.names)} nodes")
+        await self.start_node(first)
+        await asyncio.gather(*(self.start_node(name) for name in others))
         progress("waiting until every node knows the others and its ask is on the ledger")
         await self._wait_open()
         self._publish()
@@ -187,22 +186,17 @@ class LocalMarket:
         return next(node for node in self.nodes.values() if node.node_id == node_id)
 
     def _get_backend(self, name: str) -> StartedBackend | None:
-        if name == SEQUENCER:
-            return None
-        return self.backends[self.home.get_node_names(self._plan.nodes).index(name)]
+        sellers = self._plan.seller_names
+        return self.backends[sellers.index(name)] if name in sellers else None
 
     def _get_node_id(self, name: str) -> NodeId:
-        genesis = self.require_genesis()
-        if name == SEQUENCER:
-            return genesis.sequencer
-        return genesis.validators[self.home.get_node_names(self._plan.nodes).index(name)].node_id
+        return self.require_genesis().validators[self._plan.names.index(name)].node_id
 
     def _make_command(self, name: str, backend: StartedBackend | None) -> list[str]:
         """Give the command line of a node: all its settings are flags, none comes from around."""
         home, port = self.home, 0
         if self._plan.base_port:
-            index = [SEQUENCER, *home.get_node_names(self._plan.nodes)].index(name)
-            port = self._plan.base_port + 2 * index
+            port = self._plan.base_port + 2 * self._plan.names.index(name)
         # fmt: off
         command = [
             sys.executable, "-m", "node.cli.daemon", "run",
@@ -286,7 +280,7 @@ class LocalMarket:
         nodes = [
             make_record(
                 node.name,
-                "node" if node.backend is not None else SEQUENCER,
+                "node" if node.backend is not None else "validator",
                 node.pid,
                 address=node.address,
                 url=node.backend.address.url if node.backend is not None else "",

@@ -20,8 +20,9 @@ SIMULATED: Final = "simulated"
 VLLM_CPU: Final = "vllm-cpu"
 SIMULATED_LABEL: Final = "simulated backend, for tests only"
 CUSTOMER: Final = "customer"
-SEQUENCER: Final = "sequencer"
 MAX_NODES: Final = 16
+MIN_VALIDATORS: Final = 4
+"""The least number of validators of which one may fail: n = 3f + 1 with f = 1."""
 
 
 class Funds(msgspec.Struct, frozen=True):
@@ -40,16 +41,21 @@ class BackendAddress(msgspec.Struct, frozen=True):
 
 
 class MarketPlan(msgspec.Struct, frozen=True):
-    """A local market: `nodes` providers and a sequencer that sells nothing.
+    """A local market: `nodes` providers, all of them validators.
+
+    Where they are fewer than `validators`, further ones that sell nothing bring them up to it: with
+    4, any one may fail and the ledger goes on. 1 is enough for development.
 
     `backend` is "simulated", "vllm-cpu" or "url"; with "url", node n sells what `addresses[n]`
     serves. `accounts` are customers by name; each has its key file in the market's folder.
-    `base_port` 0 takes free ports; else the sequencer listens there and node n two ports further
-    each. `simulated_arguments` go to the simulated servers, `torch_index` to vLLM's installation.
+    `base_port` 0 takes free ports; else the first process listens there and each next one two
+    ports further. `simulated_arguments` go to the simulated servers, `torch_index` to vLLM's
+    installation.
     """
 
     name: str = "local"
     nodes: int = 3
+    validators: int = MIN_VALIDATORS
     backend: str = SIMULATED
     addresses: tuple[BackendAddress, ...] = ()
     params: dict[str, str] = {}
@@ -69,10 +75,25 @@ class MarketPlan(msgspec.Struct, frozen=True):
                 f"{self.nodes} nodes need {self.nodes} backends, {len(self.addresses)} URLs were "
                 "given: repeat --backend URL once a node, or set --nodes"
             )
-        last_port = self.base_port + 2 * self.nodes + 1
+        if not 1 <= self.validators <= MAX_NODES:
+            raise ConfigurationError(
+                f"--validators must be in 1..{MAX_NODES}, got {self.validators}"
+            )
+        last_port = self.base_port + 2 * len(self.names) - 1
         if self.base_port and not 1024 <= self.base_port <= last_port < 65_536:
             raise ConfigurationError(f"--base-port {self.base_port} leaves no room for the nodes")
         parse_params(self.params)
+
+    @property
+    def seller_names(self) -> list[str]:
+        """The names of the nodes that sell."""
+        return [f"node-{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all nodes: those that sell, then those that only vote."""
+        extra = max(0, self.validators - self.nodes)
+        return self.seller_names + [f"validator-{number}" for number in range(1, extra + 1)]
 
     @property
     def label(self) -> str:

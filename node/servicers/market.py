@@ -17,7 +17,13 @@ from iemas.core.ready import RecordKind
 from iemas.core.report import CapabilityReport
 from iemas.core.types import AccountId, HubId, require_id
 from iemas.ledger.transaction import Transaction
-from iemas.v1 import ledger_pb2, market_service_pb2, market_service_pb2_grpc, types_pb2
+from iemas.v1 import (
+    consensus_pb2,
+    ledger_pb2,
+    market_service_pb2,
+    market_service_pb2_grpc,
+    types_pb2,
+)
 from node.clock import get_now_ms
 from node.core import ReceiveTransaction
 from node.driver import Driver
@@ -136,8 +142,8 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
                     await self._driver.wait_committed(SUBMIT_TIMEOUT_S)
         except TimeoutError:
             raise APITimeoutError(
-                f"the transaction was not ordered within {SUBMIT_TIMEOUT_S:.0f} s; the sequencer "
-                "may be down. Submitting it again is safe"
+                f"the transaction was not ordered within {SUBMIT_TIMEOUT_S:.0f} s; more than a "
+                "third of the validators may be down. Submitting it again is safe"
             ) from None
         result, height = core.results[transaction.hash]
         return market_service_pb2.SubmitTransactionResponse(
@@ -183,25 +189,27 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
     async def ListBlocks(
         self, request: market_service_pb2.ListBlocksRequest, context: Any
     ) -> AsyncIterator[market_service_pb2.ListBlocksResponse]:
-        """Stream the stored blocks from a height on."""
+        """Stream the stored blocks from a height on, each with its commit."""
         after = max(request.from_height, 1).to_bytes(8, "big")
-        async for envelope in self._stream(RecordKind.BLOCK, after):
-            yield market_service_pb2.ListBlocksResponse(block=envelope)
+        async for data in self._stream(RecordKind.BLOCK, after):
+            block = consensus_pb2.CommittedBlock.FromString(data)
+            yield market_service_pb2.ListBlocksResponse(block=block)
 
     async def ListTranscripts(
         self, request: market_service_pb2.ListTranscriptsRequest, context: Any
     ) -> AsyncIterator[market_service_pb2.ListTranscriptsResponse]:
         """Stream the verified rounds' transcripts in order of term and round."""
         after = request.from_index.to_bytes(8, "big")
-        async for envelope in self._stream(RecordKind.TRANSCRIPT, after):
-            yield market_service_pb2.ListTranscriptsResponse(transcript=envelope)
+        async for data in self._stream(RecordKind.TRANSCRIPT, after):
+            transcript = types_pb2.Envelope.FromString(data)
+            yield market_service_pb2.ListTranscriptsResponse(transcript=transcript)
 
-    async def _stream(self, kind: RecordKind, first: bytes) -> AsyncIterator[types_pb2.Envelope]:
+    async def _stream(self, kind: RecordKind, first: bytes) -> AsyncIterator[bytes]:
         """Read a table page by page, letting others run between pages."""
         while True:
             page = self._storage.read_page(kind, first, PAGE)
             for key, data in page:
-                yield types_pb2.Envelope.FromString(data)
+                yield data
                 first = key + b"\0"
             if len(page) < PAGE:
                 return

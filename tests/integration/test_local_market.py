@@ -25,7 +25,7 @@ from iemas.keystore import generate_key
 from iemas.tls import parse_address
 from node.cli.history import check_market
 from node.local_market import Funds, LocalMarket, MarketHome, MarketPlan
-from node.local_market.plan import CUSTOMER, SEQUENCER
+from node.local_market.plan import CUSTOMER
 from node.local_market.probe import get_term
 from tests.market_checks import (
     check_history,
@@ -44,7 +44,7 @@ MARKER = "zebra-quagga-7919"
 OPENINGS = [f"Story {n} of the {MARKER}. " + f"It is about number {n}. " * 30 for n in range(4)]
 LATER = ["And then? Tell me more of it.", "What happened in the end, after all of that?"]
 TERM_MS = 1000
-ONE_NODE = ("--nodes", "1", "--backend", "simulated")
+ONE_NODE = ("--nodes", "1", "--validators", "1", "--backend", "simulated")
 
 
 def quiet(_line: str) -> None:
@@ -127,7 +127,7 @@ async def test_tasks_succeed_across_rotations(market: LocalMarket, client: Async
         seen[completion.market.term] = completion.market.auctioneer
         await asyncio.sleep(0.05)
     assert len(seen) == 4
-    assert len(set(seen.values())) == 3
+    assert len(set(seen.values())) == 4
 
 
 async def test_no_prompt_and_no_answer_is_written_anywhere(
@@ -296,7 +296,7 @@ async def kill_auctioneer(
     market: LocalMarket, client: AsyncClient, question: list[dict[str, str]]
 ) -> None:
     """Kill the auctioneer: the next request succeeds within seconds."""
-    term = await get_term(parse_address(market.nodes[SEQUENCER].address))
+    term = await get_term(parse_address(market.bootstrap[0]))
     await market.kill_node(market.find_node(term.auctioneer).name)
     started = time.monotonic()
     completion = await client.chat.completions.create(messages=question, max_tokens=4)
@@ -352,7 +352,7 @@ async def test_a_market_goes_on_where_it_was_taken_down_and_ctrl_c_leaves_nothin
     )
     try:
         await wait_until((home / "market.json").exists, 40)
-        assert len(find_processes(home)) == 7  # the command; backend, sequencer, node; guards
+        assert len(find_processes(home)) == 5  # the command; backend, node; guards
         sockets = find_socket_folders(home)
         assert sockets
         addresses = [parse_address(text) for text in MarketHome(home).require_state().bootstrap]

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from iemas import wire
-from iemas.consensus.messages import BlockAnnouncement
+from iemas.consensus.messages import BlockAnnouncement, ProposalNotice, VoteNotice
 from iemas.core.auction import CloseNotice, ReleaseNotice, TranscriptNotice
 from iemas.core.errors import LocalProtocolError
 from iemas.core.params import MarketParams
@@ -97,8 +97,17 @@ class Ordeal:
             case CloseNotice(signed, _) | ReleaseNotice(signed) | TranscriptNotice(signed):
                 place = (type(message).__name__, signed.message.term, signed.message.round)
                 self._signed[place].add(signed.hash)
-            case BlockAnnouncement(block):
-                self._signed["Block", block.message.height, 0].add(block.hash)
+            case BlockAnnouncement(committed):
+                self._signed["Block", committed.height, 0].add(committed.block.hash)
+            case ProposalNotice(proposal):
+                p = proposal.message
+                name = f"Proposal by {proposal.signer_id.hex()}"
+                self._signed[name, p.height, p.round].add(proposal.hash)
+            case VoteNotice(votes):
+                for vote in votes:
+                    v = vote.message
+                    name = f"{v.kind.name} by {vote.signer_id.hex()}"
+                    self._signed[name, v.height, v.round].add(vote.hash)
 
     def _remember_totals(self, sign: Callable[..., Any]) -> Callable[..., Any]:
         def sign_total(*arguments: Any) -> Any:
@@ -183,7 +192,7 @@ class Ordeal:
 
     def _check_payments(self) -> list[str]:
         """Nobody paid more than it signed; every provider got what its receipts say."""
-        state = self.market.nodes["sequencer"].core.state
+        state = self.market.nodes["observer"].core.state
         broken = [
             f"{key} settled {record.total_micros}, signed were {self._totals[key]}"
             for key, record in state.totals.items()

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.client._base import Channel, PendingBid, TaskMeter, TermInfo, make_bid_submission
-from iemas.consensus.sequencer import SequencerEngine
+from iemas.consensus.engine import TendermintEngine
+from iemas.consensus.messages import CommittedBlock, SignRecord, ValidRecord
 from iemas.core.auction import (
     Allocation,
     Bid,
@@ -56,7 +57,6 @@ from iemas.core.types import (
     Prices,
 )
 from iemas.ledger.application import LedgerApplication
-from iemas.ledger.transaction import Block
 from iemas.testing.backend import EngineConfig, SimulatedEngine, SimulatedRun, SimulatedToken
 from iemas.testing.clock import SimulatedClock
 from iemas.testing.disk import SimulatedDisk
@@ -68,6 +68,8 @@ from node.reporting import NodeProfile
 
 START_MS = 1_800_000_000_000
 HUB = HubId("simulated")
+OBSERVER = "observer"
+"""A node that neither sells nor votes: it follows the blocks and checks every round."""
 BLOCK_SIZE = 32
 ASK = Prices(200_000, 50_000, 600_000)
 BID_PRICES = Prices(1_000_000, 1_000_000, 3_000_000)
@@ -142,7 +144,7 @@ class SimulatedNode:
             market.chain_id,
             verify_transcript=lambda *evidence: core.rounds.check_evidence(*evidence),  # noqa: PLW0108
         )
-        engine = SequencerEngine(app, genesis=genesis, chain_id=market.chain_id, signer=signer)
+        engine = TendermintEngine(app, genesis=genesis, chain_id=market.chain_id, signer=signer)
         core = NodeCore(
             genesis=genesis,
             chain_id=market.chain_id,
@@ -160,7 +162,9 @@ class SimulatedNode:
     def _restore(self) -> None:
         disk = self.disk
         self.core.restore(
-            blocks=disk.scan_signed(RecordKind.BLOCK, Block),
+            blocks=disk.scan(RecordKind.BLOCK, CommittedBlock),
+            signed=disk.scan(RecordKind.SIGNED, SignRecord),
+            valid=disk.scan(RecordKind.VALID, ValidRecord),
             transcripts=disk.scan_signed(RecordKind.TRANSCRIPT, Transcript),
             closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
@@ -571,7 +575,6 @@ class SimulatedMarket:
             time_ms=START_MS,
             hub=HUB,
             model=HUB,
-            sequencer=make_identity(seed, "sequencer").node_id,
             validators=tuple(
                 GenesisValidator(make_identity(seed, name).node_id, STAKE_MICROS) for name in names
             ),
@@ -585,7 +588,7 @@ class SimulatedMarket:
         )
         self.chain_id = self.genesis.compute_chain_id(b"simulation")
         self.nodes = {name: SimulatedNode(self, name, sells=True) for name in names}
-        self.nodes["sequencer"] = SimulatedNode(self, "sequencer", sells=False)
+        self.nodes[OBSERVER] = SimulatedNode(self, OBSERVER, sells=False)
         self.by_id = {node.node_id: node for node in self.nodes.values()}
         self.requesters = [SimulatedRequester(self, name, turns) for name in people]
 
@@ -637,8 +640,8 @@ class SimulatedMarket:
         self.clock.run_until(self.clock.now_ms + limit_ms, until=is_settled)
 
     def get_transcripts(self) -> list[Transcript]:
-        """Give the rounds that the sequencer's node verified, in order."""
-        disk = self.nodes["sequencer"].disk
+        """Give the rounds that the observer verified, in order."""
+        disk = self.nodes[OBSERVER].disk
         return [t.message for t in disk.scan_signed(RecordKind.TRANSCRIPT, Transcript)]
 
     @property

@@ -58,7 +58,7 @@ def test_settlement_that_a_later_transaction_overtook_is_sent_anew_at_once() -> 
                         TransferFunds(AccountId(receiver), 1),
                     )
                 )
-                sequencer = market.nodes["sequencer"]
+                sequencer = market.nodes["observer"]
                 market.clock.call_later(0, lambda: sequencer.step(ReceiveTransaction(later)))
             if transaction.hash == overtaken[0][0]:
                 return
@@ -71,7 +71,7 @@ def test_settlement_that_a_later_transaction_overtook_is_sent_anew_at_once() -> 
     settled = [
         committed_at_ms
         for committed_at_ms, node, name, fields in market.log
-        if node == "sequencer" and name == "block_committed" and not fields["refused"]
+        if node == "observer" and name == "block_committed" and not fields["refused"]
         if fields["transactions"] and committed_at_ms > overtaken[0][1]
     ]
     assert settled[0] - overtaken[0][1] < 1_000

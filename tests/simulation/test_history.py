@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from iemas.consensus.messages import CommittedBlock
 from iemas.core.auction import Transcript
 from iemas.core.envelope import Signed
 from iemas.core.ready import RecordKind
-from iemas.ledger.transaction import Block
 from node.cli.history import Findings, History
 from tests.simulation.market import SimulatedMarket
 
@@ -15,7 +15,7 @@ def check(market: SimulatedMarket, *shown: list[Signed[Transcript]]) -> Findings
     history = History(market.genesis, market.chain_id)
     for transcripts in shown:
         history.add_transcripts(transcripts)
-    for block in market.nodes["sequencer"].disk.scan_signed(RecordKind.BLOCK, Block):
+    for block in market.nodes["observer"].disk.scan(RecordKind.BLOCK, CommittedBlock):
         history.add_block(block)
     return history.finish()
 

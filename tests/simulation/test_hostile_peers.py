@@ -57,7 +57,7 @@ def test_a_receipt_teaches_once(market: SimulatedMarket) -> None:
     notice = listen(market)[0]
     node = market.by_id[notice.receipt.message.provider]
     assert count_samples(node, node.node_id) == 1
-    node.step(ReceivePeerMessage(market.nodes["sequencer"].node_id, notice))
+    node.step(ReceivePeerMessage(market.nodes["observer"].node_id, notice))
     assert count_samples(node, node.node_id) == 1
     assert node.core.refused["InvalidReceiptError"] == 1
 
@@ -137,5 +137,5 @@ def test_only_validators_may_ask_for_a_later_terms_countersignature(
     signed = get_transcript(node).tasks[0].sealed_bid
     bid: SealedBid = replace(signed.message, term=2**60)
     request = CountersignRequest((replace(signed, message=bid),))
-    node.step(ReceivePeerMessage(market.nodes["sequencer"].node_id, request))
+    node.step(ReceivePeerMessage(market.nodes["observer"].node_id, request))
     assert node.core.rounds._early_requests == []

@@ -62,7 +62,7 @@ def test_one_state_root(market: SimulatedMarket) -> None:
 
 
 def test_providers_are_paid_what_receipts_say(market: SimulatedMarket) -> None:
-    state = market.nodes["sequencer"].core.state
+    state = market.nodes["observer"].core.state
     for name, node in market.nodes.items():
         earned = sum(
             row.amount_micros
@@ -84,7 +84,7 @@ def test_every_terms_books_close_and_fees_reach_the_treasury() -> None:
             bid = task.sealed_bid.message
             key = (bid.account, bid.channel, bid.term)
             last_nonces[key] = max(last_nonces.get(key, 0), bid.nonce)
-    treasury = market.nodes["sequencer"].core.state.get_funds(TREASURY)
+    treasury = market.nodes["observer"].core.state.get_funds(TREASURY)
     assert treasury == sum(last_nonces.values()) * market.genesis.params.bid_fee_micros
 
 
@@ -101,7 +101,7 @@ def test_auctioneer_rotates(market: SimulatedMarket) -> None:
     auctioneers = [
         fields["auctioneer"]
         for _, node, name, fields in market.log
-        if name == "term_began" and node == "sequencer"
+        if name == "term_began" and node == "observer"
     ]
     assert len(set(auctioneers)) >= 2
 

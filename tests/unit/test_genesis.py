@@ -38,7 +38,8 @@ def test_a_genesis_round_trips(tmp_path: Path) -> None:
 
 def test_the_file_is_readable() -> None:
     content = json.loads(encode_genesis(GENESIS))
-    assert content["sequencer"] == GENESIS.sequencer.hex()
+    ids = [validator["node_id"] for validator in content["validators"]]
+    assert ids == [validator.node_id.hex() for validator in GENESIS.validators]
     assert content["params"]["term_ms"] == 3_000
 
 

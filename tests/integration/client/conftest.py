@@ -175,7 +175,6 @@ class FakeMarket:
             time_ms=1,
             hub=HUB,
             model=MODEL,
-            sequencer=Identity(b"s" * 32).node_id,
             validators=tuple(GenesisValidator(node.node_id, 1) for node in self.nodes),
             accounts=(),
             params=self.params,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from iemas.core.encoding import encode_canonical
+from iemas.core.envelope import Signed
 from iemas.core.errors import InternalError, InvalidBlockError, LocalProtocolError
 from iemas.core.merkle import verify_inclusion
 from iemas.ledger.application import (
@@ -14,7 +16,8 @@ from iemas.ledger.application import (
     MAX_BLOCK_TRANSACTIONS,
     LedgerApplication,
 )
-from iemas.ledger.transaction import Block, FundEscrow, ResultCode, TransferFunds
+from iemas.ledger.block import Block
+from iemas.ledger.transaction import FundEscrow, ResultCode, TransferFunds
 from iemas.testing.chain import LedgerChain, accept_transcript
 
 
@@ -90,10 +93,9 @@ def test_committing_nothing_is_an_error(chain: LedgerChain) -> None:
     ],
 )
 def test_a_block_that_breaks_a_rule_is_refused(
-    chain: LedgerChain, changes: dict[str, int], text: str
+    chain: LedgerChain, changes: dict[str, Any], text: str
 ) -> None:
-    block = replace(chain.make_block(), **changes)  # type: ignore[arg-type]
-    assert text in refuse_block(chain, block)
+    assert text in refuse_block(chain, chain.make_block(**changes))
 
 
 def test_a_block_holds_a_bounded_number_of_transactions(chain: LedgerChain) -> None:
@@ -104,9 +106,31 @@ def test_a_block_holds_a_bounded_number_of_transactions(chain: LedgerChain) -> N
 
 def test_divergence_is_an_internal_error_that_names_the_height(chain: LedgerChain) -> None:
     chain.apply()
-    block = replace(chain.make_block(), state_root=bytes(32))
+    block = chain.make_block(state_root=bytes(32))
     with pytest.raises(InternalError, match="diverged at height 1"):
         chain.app.finalize_block(block)
+
+
+def test_a_proposal_with_another_state_root_is_refused(chain: LedgerChain) -> None:
+    with pytest.raises(InvalidBlockError, match="state root"):
+        chain.app.process_proposal(chain.make_block(state_root=bytes(32)))
+
+
+def test_a_proposal_with_a_transaction_that_nobody_signed_is_refused(chain: LedgerChain) -> None:
+    transaction = chain.make_transaction("alice", FundEscrow(chain.hub, 1))
+    forged = Signed(transaction.message, replace(transaction.envelope, signature=bytes(64)))
+    with pytest.raises(InvalidBlockError, match="transactions is wrong"):
+        chain.app.process_proposal(chain.make_block([forged]))
+
+
+def test_a_block_has_the_transactions_that_its_header_names_to_the_last_signature(
+    chain: LedgerChain,
+) -> None:
+    transaction = chain.make_transaction("alice", FundEscrow(chain.hub, 1))
+    block = chain.make_block([transaction])
+    spoilt = Signed(transaction.message, replace(transaction.envelope, signature=bytes(64)))
+    assert "its header names" in refuse_block(chain, replace(block, transactions=(spoilt,)))
+    assert "its header names" in refuse_block(chain, replace(block, transactions=()))
 
 
 def test_a_proposal_restores_the_order_of_nonces(chain: LedgerChain) -> None:

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from iemas import wire
+from iemas.consensus.messages import CommittedBlock
 from iemas.core.auction import Transcript
 from iemas.core.envelope import Signed
 from iemas.core.errors import IemasError
 from iemas.core.ready import RecordKind
-from iemas.ledger.transaction import Block
 from node.cli.findings import export_findings
 from node.cli.history import History
 from tests.simulation.market import SimulatedMarket
 
-Blocks = list[Signed[Block]]
+Blocks = list[CommittedBlock]
 Transcripts = list[Signed[Transcript]]
 
 
@@ -30,12 +30,12 @@ def market() -> SimulatedMarket:
 
 @pytest.fixture
 def blocks(market: SimulatedMarket) -> Blocks:
-    return market.nodes["sequencer"].disk.scan_signed(RecordKind.BLOCK, Block)
+    return market.nodes["observer"].disk.scan(RecordKind.BLOCK, CommittedBlock)
 
 
 @pytest.fixture
 def transcripts(market: SimulatedMarket) -> Transcripts:
-    return market.nodes["sequencer"].disk.scan_signed(RecordKind.TRANSCRIPT, Transcript)
+    return market.nodes["observer"].disk.scan_signed(RecordKind.TRANSCRIPT, Transcript)
 
 
 def replay(market: SimulatedMarket, blocks: Blocks, transcripts: Transcripts) -> History:
@@ -68,7 +68,7 @@ def test_an_honest_history_holds(
     assert findings.problems == []
     assert findings.rounds == len(transcripts) > 0
     assert findings.height == len(blocks)
-    assert findings.state_root == market.nodes["sequencer"].core.engine.state_root
+    assert findings.state_root == market.nodes["observer"].core.engine.state_root
     assert findings.money_micros == findings.supply_micros > 0
     assert export_findings(findings)["holds"] is True
 
@@ -78,7 +78,8 @@ def test_every_height_has_the_root_that_the_next_block_names(
 ) -> None:
     history = replay(market, blocks, transcripts)
     for block in blocks:
-        assert history.roots[block.message.height - 1] == block.message.state_root
+        header = block.block.header.message
+        assert history.roots[header.height - 1] == header.state_root
 
 
 def test_a_round_that_the_ledger_names_and_nobody_shows_is_a_problem(
@@ -115,14 +116,27 @@ def test_two_transcripts_of_one_round_are_a_problem(
     assert any("two transcripts" in problem for problem in problems)
 
 
-def test_a_block_of_another_signer_ends_the_replay(
-    market: SimulatedMarket, blocks: Blocks, transcripts: Transcripts
+def test_a_block_without_a_quorum_of_precommits_ends_the_replay(
+    market: SimulatedMarket, blocks: Blocks
 ) -> None:
     history = History(market.genesis, market.chain_id)
-    stranger = next(n for name, n in market.nodes.items() if name != "sequencer").identity
-    forged = wire.WireSigner(stranger, market.chain_id).sign(blocks[0].message)
-    with pytest.raises(IemasError):
-        history.add_block(forged)
+    commit = replace(blocks[0].commit, precommits=blocks[0].commit.precommits[:2])
+    with pytest.raises(IemasError, match="a quorum is"):
+        history.add_block(replace(blocks[0], commit=commit))
+
+
+def test_a_block_that_its_commit_does_not_name_ends_the_replay(
+    market: SimulatedMarket, blocks: Blocks
+) -> None:
+    history = History(market.genesis, market.chain_id)
+    header = blocks[0].block.header
+    validator = market.by_id[header.signer_id].identity
+    forged = wire.WireSigner(validator, market.chain_id).sign(
+        replace(header.message, time_ms=header.message.time_ms + 1)
+    )
+    block = replace(blocks[0].block, header=forged)
+    with pytest.raises(IemasError, match="another block's"):
+        history.add_block(replace(blocks[0], block=block))
 
 
 def test_a_left_out_block_ends_the_replay(
@@ -130,5 +144,5 @@ def test_a_left_out_block_ends_the_replay(
 ) -> None:
     history = History(market.genesis, market.chain_id)
     history.add_block(blocks[0])
-    with pytest.raises(IemasError, match="does not extend"):
+    with pytest.raises(IemasError, match="does not follow"):
         history.add_block(blocks[2])

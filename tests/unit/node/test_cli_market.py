@@ -7,6 +7,7 @@ import pytest
 
 from iemas.core.errors import BadRequestError, ConfigurationError
 from iemas.core.params import MarketParams
+from iemas.keystore import load_key
 from node.cli.access import find_access, find_home
 from node.cli.conversation import require_prompt
 from node.cli.local import _make_plan
@@ -101,23 +102,37 @@ def test_simulated_backends_are_labelled() -> None:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def test_genesis_has_a_sequencer_that_is_no_validator_and_a_funded_customer(
-    home: MarketHome,
-) -> None:
+def test_genesis_has_four_validators_and_a_funded_customer(home: MarketHome) -> None:
     accounts = {CUSTOMER: Funds(5, 7)}
-    genesis = home.create(MarketPlan(nodes=3, accounts=accounts), "model")
-    assert len(genesis.validators) == 3
-    assert genesis.sequencer not in {v.node_id for v in genesis.validators}
+    plan = MarketPlan(nodes=3, accounts=accounts)
+    genesis = home.create(plan, "model")
+    assert plan.names == ["node-1", "node-2", "node-3", "validator-1"]
+    ids = [load_key(home.get_node_key(name)).node_id for name in plan.names]
+    assert [validator.node_id for validator in genesis.validators] == ids
     assert [(a.available_micros, a.escrow_micros) for a in genesis.accounts] == [(5, 7)]
     assert home.get_account_key(CUSTOMER).stat().st_mode & 0o777 == 0o600
     assert home.create(MarketPlan(nodes=3), "model") == genesis
 
 
 @pytest.mark.parametrize(
+    ("nodes", "validators", "names"),
+    [
+        (1, 1, ["node-1"]),
+        (2, 4, ["node-1", "node-2", "validator-1", "validator-2"]),
+        (5, 4, ["node-1", "node-2", "node-3", "node-4", "node-5"]),
+    ],
+)
+def test_who_sells_votes_and_others_vote_where_too_few_sell(
+    nodes: int, validators: int, names: list[str]
+) -> None:
+    assert MarketPlan(nodes=nodes, validators=validators).names == names
+
+
+@pytest.mark.parametrize(
     ("plan", "model", "expected"),
     [
         (MarketPlan(nodes=2), "other", "sells 'model', the backends serve 'other'"),
-        (MarketPlan(nodes=3), "model", "has 2 nodes, not 3"),
+        (MarketPlan(nodes=3), "model", "was created with other nodes than"),
         (MarketPlan(nodes=2, params={"term_ms": "1"}), "model", "were fixed"),
     ],
 )

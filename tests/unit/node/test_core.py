@@ -11,7 +11,7 @@ import pytest
 
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
-from iemas.consensus.sequencer import SequencerEngine
+from iemas.consensus.engine import TendermintEngine
 from iemas.core.auction import (
     Bid,
     CloseNotice,
@@ -47,11 +47,12 @@ from node.core import (
 )
 from node.reporting import NodeProfile
 
-NODES = ("sequencer", "node-1", "node-2")
+OBSERVER = "observer"
+NODES = (OBSERVER, "node-1", "node-2")
 
 
 class Nodes:
-    """A sequencer and two validators that sell, with a network that loses nothing."""
+    """Two validators that sell and an observer, with a network that loses nothing."""
 
     def __init__(self) -> None:
         self.genesis = make_genesis(validators=("node-1", "node-2"))
@@ -63,7 +64,7 @@ class Nodes:
 
     def make_core(self, name: str) -> NodeCore:
         signer = self.chain.get_signer(name)
-        sells = name != "sequencer"
+        sells = name != OBSERVER
         app = LedgerApplication(
             self.genesis, self.chain.chain_id, verify_transcript=lambda transcript, state: None
         )
@@ -88,7 +89,7 @@ class Nodes:
                 slots=4 if sells else 0,
             ),
             ask=ASK if sells else None,
-            engine=SequencerEngine(
+            engine=TendermintEngine(
                 app, genesis=self.genesis, chain_id=self.chain.chain_id, signer=signer
             ),
             predictor=LinearPredictor(),
@@ -249,9 +250,9 @@ def test_a_transcript_that_comes_twice_counts_once(nodes: Nodes) -> None:
     name = get_auctioneer(nodes)
     pending = Bidder(nodes.chain, "alice").seal(nodes.cores[name].state.get_term(HUB), model=HUB)
     nodes.step(name, ReceiveBid(1, pending.submission))
-    core = nodes.cores["sequencer"]
+    core = nodes.cores[OBSERVER]
     (transcript,) = nodes.transcripts
-    nodes.send(name, "sequencer", TranscriptNotice(transcript))
+    nodes.send(name, OBSERVER, TranscriptNotice(transcript))
     assert core.rounds.verdicts["verified"] == 1
 
 
@@ -287,7 +288,7 @@ def test_a_step_tells_when_to_come_back(nodes: Nodes) -> None:
 
 def test_a_provider_posts_its_ask(nodes: Nodes) -> None:
     nodes.pass_time(1_000)
-    state = nodes.cores["sequencer"].state
+    state = nodes.cores[OBSERVER].state
     assert state.get_ask(HUB, nodes.chain.get_node("node-1")) == ASK
 
 
@@ -302,7 +303,7 @@ def test_who_answers_nothing_is_voted_absent(nodes: Nodes) -> None:
     nodes.now_ms += 6_000
     for _ in range(40):
         nodes.now_ms += 250
-        for name in ("sequencer", "node-1"):
+        for name in (OBSERVER, "node-1"):
             nodes.step(name, TimePassed())
     assert not nodes.cores["node-1"].state.is_live(HUB, silent.node_id)
 

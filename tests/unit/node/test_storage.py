@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from iemas.consensus.messages import SubmitTransaction
-from iemas.consensus.sequencer import JournalEntry, SequencerEngine
-from iemas.core.envelope import Signed
+from iemas.consensus.chain import JournalEntry
+from iemas.consensus.engine import TendermintEngine
+from iemas.consensus.messages import (
+    Commit,
+    CommittedBlock,
+    SignRecord,
+    SubmitTransaction,
+    ValidRecord,
+)
+from iemas.core.auction import Transcript
 from iemas.core.errors import ConfigurationError
 from iemas.core.ready import Record, RecordKind
 from iemas.ledger.application import LedgerApplication
-from iemas.ledger.transaction import Block, FundEscrow, SettlementEntry
+from iemas.ledger.transaction import FundEscrow, SettlementEntry
 from iemas.ledger.transfer import Transfer, TransferReason, get_available, get_escrow
-from iemas.testing.chain import LedgerChain, accept_transcript
+from iemas.testing.chain import LedgerChain, accept_transcript, make_genesis
+from node import storage as storing
 from node.storage import SCHEMA_VERSION, Storage
 
 CHAIN_ID = "chain-1"
@@ -33,15 +41,16 @@ def storage(path: Path) -> Iterator[Storage]:
         yield opened
 
 
-def make_blocks(chain: LedgerChain, count: int) -> list[Signed[Block]]:
-    return [chain.sign("sequencer", chain.make_block(after_ms=n)) for n in range(count)]
+def make_blocks(chain: LedgerChain, count: int) -> list[CommittedBlock]:
+    blocks = [chain.make_block(after_ms=n, height=n) for n in range(1, count + 1)]
+    return [CommittedBlock(b, Commit(b.height, 0, b.hash, ())) for b in blocks]
 
 
 def make_key(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def write_blocks(storage: Storage, blocks: list[Signed[Block]]) -> None:
+def write_blocks(storage: Storage, blocks: list[CommittedBlock]) -> None:
     storage.write([Record(RecordKind.BLOCK, make_key(n), b) for n, b in enumerate(blocks, 1)])
 
 
@@ -57,9 +66,19 @@ def query(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 
 def test_signed_records_come_back_byte_for_byte(storage: Storage) -> None:
-    blocks = make_blocks(LedgerChain(), 3)
+    chain = LedgerChain()
+    transcript = chain.sign("node-1", chain.make_transcript(0))
+    storage.write([Record(RecordKind.TRANSCRIPT, b"1", transcript)])
+    assert storage.scan_signed(RecordKind.TRANSCRIPT, Transcript) == [transcript]
+
+
+def test_blocks_come_back_with_their_commits(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "BLOCKS_PAGE", 2)
+    blocks = make_blocks(LedgerChain(), 5)
     write_blocks(storage, blocks)
-    assert storage.scan_signed(RecordKind.BLOCK, Block) == blocks
+    assert list(storage.iterate_blocks()) == blocks
 
 
 def test_plain_records_come_back_with_their_keys(storage: Storage) -> None:
@@ -98,9 +117,9 @@ def test_a_write_is_all_or_nothing(storage: Storage) -> None:
     good = Record(RecordKind.BLOCK, b"1", block)
     with pytest.raises(TypeError):
         storage.write([good, Record(RecordKind.BLOCK, b"2", object())])
-    assert storage.scan_signed(RecordKind.BLOCK, Block) == []
+    assert storage.scan(RecordKind.BLOCK, CommittedBlock) == []
     storage.write([good])
-    assert storage.scan_signed(RecordKind.BLOCK, Block) == [block]
+    assert storage.scan(RecordKind.BLOCK, CommittedBlock) == [block]
 
 
 def test_tables_are_read_in_pages(storage: Storage) -> None:
@@ -147,14 +166,22 @@ def test_a_replayed_height_is_posted_once(storage: Storage, path: Path) -> None:
 # --- restarts ------------------------------------------------------------------------------------
 
 
-def make_engine(chain: LedgerChain) -> SequencerEngine:
+def make_engine(chain: LedgerChain) -> TendermintEngine:
     app = LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
-    signer = chain.get_signer("sequencer")
-    return SequencerEngine(app, genesis=chain.genesis, chain_id=chain.chain_id, signer=signer)
+    signer = chain.get_signer("node-1")
+    return TendermintEngine(app, genesis=chain.genesis, chain_id=chain.chain_id, signer=signer)
+
+
+def restore(engine: TendermintEngine, storage: Storage) -> None:
+    engine.restore(
+        storage.iterate_blocks(),
+        storage.scan(RecordKind.SIGNED, SignRecord),
+        storage.scan(RecordKind.VALID, ValidRecord),
+    )
 
 
 def test_a_node_goes_on_where_it_stopped(path: Path) -> None:
-    chain = LedgerChain()
+    chain = LedgerChain(make_genesis(validators=["node-1"]))
     engine = make_engine(chain)
     with Storage(path, chain_id=chain.chain_id) as storage:
         for turn in range(5):
@@ -164,13 +191,31 @@ def test_a_node_goes_on_where_it_stopped(path: Path) -> None:
             storage.write(ready.persist, engine.take_journal())
     restored = make_engine(chain)
     with Storage(path, chain_id=chain.chain_id) as storage:
-        restored.restore(storage.scan_signed(RecordKind.BLOCK, Block))
+        restore(restored, storage)
         storage.write([], restored.take_journal())
     assert (restored.height, restored.state_root) == (5, engine.state_root)
     assert query(path, "SELECT COUNT(*) FROM transfers WHERE height > 0") == [(5,)]
     escrow = f"escrow/{chain.get_id('alice').hex()}/model"
     sql = f"SELECT balance_micros FROM accounts WHERE account = '{escrow}'"
     assert query(path, sql) == [(400_015,)]
+
+
+def test_what_a_validator_signed_is_stored_before_it_is_sent_and_found_again(path: Path) -> None:
+    chain = LedgerChain()
+    engine = make_engine(chain)
+    with Storage(path, chain_id=chain.chain_id) as storage:
+        for now_ms in (chain.now_ms, chain.now_ms + 400):
+            ready = engine.tick(now_ms=now_ms)
+            storage.write(ready.persist)
+        sent = {vote for s in ready.send for vote in getattr(s.message, "votes", ())}
+        assert sent
+    with Storage(path, chain_id=chain.chain_id) as storage:
+        (record,) = storage.scan(RecordKind.SIGNED, SignRecord)
+        assert sent <= set(record.votes)
+        again = make_engine(chain)
+        restore(again, storage)
+    ready = again.tick(now_ms=chain.now_ms + 800)
+    assert not [s for s in ready.send if getattr(s.message, "votes", ())]
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -235,7 +280,7 @@ def test_a_record_that_does_not_decode_is_named(storage: Storage, path: Path) ->
     (block,) = make_blocks(LedgerChain(), 1)
     storage.write([Record(RecordKind.BLOCK, b"1", block)])
     with pytest.raises(ConfigurationError, match="a block does not decode"):
-        storage.scan_signed(RecordKind.BLOCK, SettlementEntry)
+        storage.scan(RecordKind.BLOCK, SettlementEntry)
 
 
 def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:

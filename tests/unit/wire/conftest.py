@@ -12,6 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from iemas import wire
+from iemas.consensus.messages import ConsensusStatus
+from iemas.consensus.voting import NO_ROUND, DoubleVote, Proposal, Vote, VoteKind
 from iemas.core.auction import N_SCENARIOS, Allocation, Scenario, Transcript
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
@@ -51,8 +53,10 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
         *[st.builds(Scenario, st.integers(1, 10**7), *[st.integers(-(10**8), 10**8)] * 2)]
         * N_SCENARIOS
     ),
-    (Genesis, "sequencer"): st.just(b"s" * 32),
     (Genesis, "accounts"): st.just(()),
+    (Proposal, "valid_round"): st.just(NO_ROUND),
+    (Vote, "kind"): st.sampled_from((VoteKind.PREVOTE, VoteKind.PRECOMMIT)),
+    (ConsensusStatus, "held"): st.integers(0, 4).map(lambda count: bytes(8 * count)),
 }
 
 
@@ -71,12 +75,24 @@ def draw_message(draw: st.DrawFn, cls: type, *, wide: bool = True) -> Any:
         values["tasks"] = tuple(
             dataclasses.replace(task, matched_blocks=counts) for task in values["tasks"]
         )
+    if cls is DoubleVote:
+        values = _contradict(values["first"])
     try:
         return cls(**values)
     except MalformedMessageError:
         if not wide:
             raise
         return draw(draw_message(cls, wide=False))
+
+
+def _contradict(vote: Signed[Vote]) -> dict[str, Signed[Vote]]:
+    """Make of one vote two that contradict each other."""
+    values = {"first": None, "second": b"b" * 32}
+    messages = {n: dataclasses.replace(vote.message, block_hash=v) for n, v in values.items()}
+    return {
+        name: Signed(message, dataclasses.replace(vote.envelope, payload=wire.encode(message)))
+        for name, message in messages.items()
+    }
 
 
 def _get_strategy(annotation: Any, *, wide: bool) -> st.SearchStrategy[Any]:
@@ -106,6 +122,7 @@ def _get_strategy(annotation: Any, *, wide: bool) -> st.SearchStrategy[Any]:
 
 
 def _get_leaf_strategy(annotation: Any, *, wide: bool) -> st.SearchStrategy[Any]:
+    annotation = wire._strip_newtype(annotation)
     if isinstance(annotation, type) and issubclass(annotation, IntEnum):
         return st.sampled_from(annotation)
     simple: dict[type, st.SearchStrategy[Any]] = {

@@ -61,6 +61,7 @@ def assert_field_agrees(annotation: Any, field: FieldDescriptor) -> None:
             member for member in typing.get_args(annotation) if member is not types.NoneType
         )
         assert field.has_presence
+        annotation = wire._strip_newtype(annotation)
     if annotation is bool:
         assert field.type == FieldDescriptor.TYPE_BOOL
     elif annotation is int:

@@ -1,0 +1,88 @@
+"""Catching up: which peer to ask for decided blocks, and when.
+
+A node knows that it is behind when a peer says so, by its height in a message or by speaking of a
+later height; or it finds out by asking, after it has heard of no new block for long. Claims are
+worth a request and no more: what comes back is verified by its commit.
+
+Source: docs/spec/consensus.md E40 to E44.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from iemas.core.types import NodeId
+
+GRACE_MS = 100
+"""How long a validator that is one block behind waits for the votes that may be on their way."""
+
+RETRY_MS = 500
+STALL_GRACE_MS = 1_000
+"""How long after the idle interval a node waits for a block before it asks around."""
+
+
+class CatchUp:
+    """Whom to ask for the blocks after a height."""
+
+    def __init__(self, *, idle_ms: int) -> None:
+        self._stall_ms = idle_ms + STALL_GRACE_MS
+        self._claims: dict[NodeId, int] = {}
+        self._behind_since_ms: int | None = None
+        self._heard_at_ms = 0  # nothing yet: a node that starts asks at once
+        self._requested_at_ms: int | None = None
+        self._requests = 0
+
+    def note_claim(self, peer: NodeId, height: int, *, own_height: int, now_ms: int) -> None:
+        """Note that a peer says to have a block of this height."""
+        self._claims[peer] = height
+        if height > own_height and self._behind_since_ms is None:
+            self._behind_since_ms = now_ms
+
+    def note_block(self, own_height: int, *, now_ms: int) -> None:
+        """Note that a block was applied."""
+        self._heard_at_ms = now_ms
+        self._claims = {peer: at for peer, at in self._claims.items() if at > own_height}
+        self._behind_since_ms = now_ms if self._claims else None
+
+    def note_answer(
+        self, peer: NodeId, height: int, *, own_height: int, advanced: bool, now_ms: int
+    ) -> bool:
+        """Note a peer's answer; tell whether to ask it for more at once.
+
+        A claim counts as long as it leads somewhere.
+        """
+        if height == own_height:
+            self._heard_at_ms = now_ms
+        if not advanced or height <= own_height:
+            self._claims.pop(peer, None)
+            return False
+        self.note_claim(peer, height, own_height=own_height, now_ms=now_ms)
+        self._requested_at_ms = now_ms
+        return True
+
+    def is_behind(self, own_height: int) -> bool:
+        """Tell whether a peer claims a block that is not here."""
+        return any(height > own_height for height in self._claims.values())
+
+    def choose_peer(
+        self, own_height: int, peers: Sequence[NodeId], *, now_ms: int
+    ) -> tuple[NodeId | None, int]:
+        """Give whom to ask now, if anyone, and when to look again.
+
+        First those that claim to have more, in turn; then, after long silence, everyone in turn.
+        """
+        claimants = sorted(peer for peer in peers if self._claims.get(peer, 0) > own_height)
+        if claimants:
+            since_ms = self._behind_since_ms if self._behind_since_ms is not None else now_ms
+            due_ms = since_ms + GRACE_MS
+        else:
+            due_ms = self._heard_at_ms + self._stall_ms
+        if self._requested_at_ms is not None:
+            due_ms = max(due_ms, self._requested_at_ms + RETRY_MS)
+        candidates = claimants or list(peers)
+        if now_ms < due_ms or not candidates:
+            return None, max(due_ms, now_ms + 1)
+        peer = candidates[self._requests % len(candidates)]
+        self._requests += 1
+        self._requested_at_ms = now_ms
+        return peer, now_ms + RETRY_MS

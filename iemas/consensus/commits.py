@@ -1,0 +1,80 @@
+"""Commits: how anyone who knows a height's validators checks that a block was decided there.
+
+Source: docs/spec/consensus.md E30 to E32.
+"""
+
+from __future__ import annotations
+
+from iemas.consensus.messages import CommittedBlock
+from iemas.consensus.validators import Validator, ValidatorSet
+from iemas.consensus.voting import VoteKind
+from iemas.core.envelope import verify_signed
+from iemas.core.errors import InvalidBlockError, InvalidSignatureError
+from iemas.core.types import NodeId, short_id
+from iemas.ledger.state import LedgerState
+
+
+def compute_powers(state: LedgerState) -> dict[NodeId, int]:
+    """Compute who votes on the block after this state, with how much power (its stake)."""
+    return {
+        validator.node_id: power
+        for validator in state.genesis.validators
+        if (power := state.get_stake_micros(validator.node_id)) > 0
+    }
+
+
+def make_first_validators(state: LedgerState) -> ValidatorSet:
+    """Make the validators of height 1 from the state of genesis."""
+    return ValidatorSet(Validator(*item) for item in compute_powers(state).items())
+
+
+def compute_next_validators(validators: ValidatorSet, state: LedgerState) -> ValidatorSet:
+    """Compute the validators of the next height; `state` is after the block that these decided."""
+    following = validators.advance()
+    powers = compute_powers(state)
+    if powers != {validator.node_id: validator.power for validator in validators}:
+        following = following.change(powers)
+    return following
+
+
+def verify_commit(committed: CommittedBlock, validators: ValidatorSet, chain_id: str) -> None:
+    """Check that `validators` decided this block: header, its signature, and the precommits.
+
+    What the block does to the ledger is the application's to check.
+
+    Raises: InvalidBlockError with the height and what is wrong; InvalidSignatureError.
+    """
+    block, commit = committed.block, committed.commit
+    header = block.header.message
+    named = (commit.height, commit.block_hash) == (header.height, block.hash)
+    if not named:
+        raise _refuse(committed, "its commit is another block's")
+    if header.validators_hash != validators.compute_hash():
+        raise _refuse(committed, "it names other validators than this replica knows")
+    if block.header.signer_id not in validators:
+        raise _refuse(committed, f"{short_id(block.header.signer_id)} is no validator")
+    verify_signed(block.header, chain_id)
+    voters: set[NodeId] = set()
+    for precommit in commit.precommits:
+        vote, voter = precommit.message, precommit.signer_id
+        place = (vote.height, vote.round, vote.kind, vote.block_hash)
+        if place != (commit.height, commit.round, VoteKind.PRECOMMIT, commit.block_hash):
+            raise _refuse(committed, "its commit holds a vote for something else")
+        if voter not in validators or voter in voters:
+            raise _refuse(committed, f"{short_id(voter)} is no validator or voted twice")
+        try:
+            verify_signed(precommit, chain_id)
+        except InvalidSignatureError as error:
+            raise _refuse(committed, f"its commit holds a false vote: {error}") from error
+        voters.add(voter)
+    power = validators.compute_power(voters)
+    if power < validators.quorum_power:
+        raise _refuse(
+            committed,
+            f"its commit has {power} of {validators.total_power} of the power, a quorum is "
+            f"{validators.quorum_power}",
+        )
+
+
+def _refuse(committed: CommittedBlock, why: str) -> InvalidBlockError:
+    return InvalidBlockError(f"block {committed.height}: {why}", height=committed.height)
