@@ -65,7 +65,8 @@ class RequesterLie:
 class ProviderLie:
     """Factors on an ask, a change of the slots, and of the blocks that the digest shows.
 
-    slots: `factor·true + shift`, at least 0. Blocks are `held·keep + missing·invent`, where
+    slots: `factor·true + shift`, at least 0; `makes_good`: it pays the requesters that it cannot
+    serve what they were to gain. Blocks are `held·keep + missing·invent`, where
     missing are those of the prompt that it does not hold.
     """
 
@@ -74,6 +75,7 @@ class ProviderLie:
     ask: tuple[float, float, float] = _SAME
     slots_factor: float = 1.0
     slots_shift: int = 0
+    makes_good: bool = False
     keep: float = 1.0
     invent: float = 0.0
 
@@ -165,6 +167,8 @@ def list_provider_lies() -> list[ProviderLie]:
         ProviderLie("+2 slots", "more slots", slots_shift=2),
         ProviderLie("twice the slots", "more slots", slots_factor=2.0),
         ProviderLie("four times the slots", "more slots", slots_factor=4.0),
+        ProviderLie("+1 slot, made good", "more slots, made good", slots_shift=1, makes_good=True),
+        ProviderLie("+2 slots, made good", "more slots, made good", slots_shift=2, makes_good=True),
         ProviderLie("digest: nothing", "digest hides", keep=0.0),
         ProviderLie("digest: half of it", "digest hides", keep=0.5),
         ProviderLie("digest: a quarter more", "digest invents", invent=0.25),

@@ -108,7 +108,7 @@ def search_providers(
     """Compute every provider's utility under each of its lies.
 
     Of more tasks than it has slots it serves those that pay it best, and gets nothing for the
-    others: they are told that it is busy.
+    others: they are told that it is busy. With `makes_good` it pays them what they were to gain.
     Returns: fine units, shape (n_modes, n_providers, n_lies).
     """
     world, n_lies = market.world, len(lies)
@@ -130,13 +130,13 @@ def search_providers(
     declared = columns.welfare if cover else columns.relax(possible[:, owners])
     utility = np.zeros((len(CLEARING_MODES), len(owners)))
     for column, provider in enumerate(owners):
-        slots, welfare = world.slots, base.copy()
-        slots[provider] = lies[column % n_lies].slots_of(world.providers[provider])
+        lie, slots, welfare = lies[column % n_lies], world.slots, base.copy()
+        slots[provider] = lie.slots_of(world.providers[provider])
         welfare[:, provider] = declared[:, column]
         cleared = clear_all(welfare, slots)
         served = cleared.get_tasks(provider)
         for n, mode in enumerate(CLEARING_MODES):
-            profits = []
+            profits, owed = [], []
             for task in served:
                 surcharge, bid = int(cleared.surcharges[mode][task]), world.tasks[task]
                 paid = (
@@ -145,6 +145,14 @@ def search_providers(
                     else float(columns.cost[task, column] + surcharge)
                 )
                 profits.append(paid - float(columns.effort[task, column]))
-            kept = sorted(profits, reverse=True)[: world.providers[provider].slots]
-            utility[n, column] = sum(kept)
+                owed.append(float(declared[task, column] - surcharge) if lie.makes_good else 0.0)
+            utility[n, column] = _serve_best(profits, owed, world.providers[provider].slots)
     return utility.reshape(len(CLEARING_MODES), len(people), n_lies)
+
+
+def _serve_best(profits: list[float], owed: list[float], slots: int) -> float:
+    """Serve the tasks that it is best to, and owe what is owed for the others."""
+    kept = sorted(
+        (profit + debt for profit, debt in zip(profits, owed, strict=True)), reverse=True
+    )[:slots]
+    return sum(kept) - sum(owed)
