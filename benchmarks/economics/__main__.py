@@ -132,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_json_option(parser)
     parser.add_argument("--out", type=Path, help="folder for plots and tables.md; none: not made")
-    parser.add_argument("--markets", type=int, default=20, help="markets of each kind")
+    parser.add_argument("--markets", type=int, default=16, help="markets of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the traces")

@@ -110,12 +110,12 @@ def list_requester_lies() -> list[RequesterLie]:
     lies = [RequesterLie("truth", "truth")]
     lies += [
         RequesterLie(f"prices × {factor:g}", "prices", prices=(factor,) * 3)
-        for factor in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+        for factor in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1, 1.25, 1.5, 2.0, 4.0)
     ]
     lies += [
         RequesterLie(f"{KINDS[kind]} price × {factor:g}", "one kind", prices=_shape(kind, factor))
         for kind in range(3)
-        for factor in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+        for factor in (0.25, 0.5, 0.8, 1.25, 2.0)
     ]
     lies += [
         RequesterLie(f"deadline × {factor:g}" if factor else "no deadline", "time", deadline=factor)
@@ -146,7 +146,7 @@ def list_provider_lies() -> list[ProviderLie]:
     lies += [
         ProviderLie(f"{KINDS[kind]} ask × {factor:g}", "shape", ask=_shape(kind, factor))
         for kind in range(3)
-        for factor in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+        for factor in (0.25, 0.5, 0.8, 1.25, 2.0)
     ]
     lies += [
         ProviderLie(f"prompt ask × {p:g}, output × {o:g}", "shape", ask=(p, 1.0, o))

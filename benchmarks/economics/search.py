@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from auctioneer.mechanism.arrays import IntArray
 from benchmarks.economics.lies import PROVIDER_LIES, REQUESTER_LIES, ProviderLie, RequesterLie
 from benchmarks.economics.rounds import (
     Cleared,
@@ -58,6 +59,22 @@ class Truthful:
         return cls(world, forecast, pairs, cleared, outcomes)
 
 
+class _Memory:
+    """Clearings by what was declared: many lies change nothing that the market sees."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, bytes, bytes], Cleared] = {}
+
+    def clear(self, welfare: IntArray, slots: IntArray, *, row: int) -> Cleared:
+        """Clear, or remember it. row: whose lie it is, as only the latest's are kept."""
+        key = (row, welfare.tobytes(), slots.tobytes())
+        if key not in self._found:
+            if next(iter(self._found), key)[0] != row:
+                self._found.clear()
+            self._found[key] = clear_all(welfare, slots)
+        return self._found[key]
+
+
 def search_requesters(
     market: Truthful, lies: Sequence[RequesterLie] = REQUESTER_LIES, *, cover: bool = True
 ) -> FloatArray:
@@ -82,12 +99,13 @@ def search_requesters(
     base = market.pairs.welfare if cover else market.pairs.relax(possible)
     declared = rows.welfare if cover else rows.relax(possible[tasks])
     utility = np.zeros((len(CLEARING_MODES), len(bids)))
+    remembered = _Memory()
     for row, task in enumerate(tasks):
         if not declared[row].any():
             continue
         welfare = base.copy()
         welfare[task] = declared[row]
-        cleared = clear_all(welfare, world.slots)
+        cleared = remembered.clear(welfare, world.slots, row=task)
         at = int(cleared.assignment[task])
         if at < 0:
             continue
@@ -129,11 +147,12 @@ def search_providers(
     base = market.pairs.welfare if cover else market.pairs.relax(possible)
     declared = columns.welfare if cover else columns.relax(possible[:, owners])
     utility = np.zeros((len(CLEARING_MODES), len(owners)))
+    remembered = _Memory()
     for column, provider in enumerate(owners):
         lie, slots, welfare = lies[column % n_lies], world.slots, base.copy()
         slots[provider] = lie.slots_of(world.providers[provider])
         welfare[:, provider] = declared[:, column]
-        cleared = clear_all(welfare, slots)
+        cleared = remembered.clear(welfare, slots, row=provider)
         served = cleared.get_tasks(provider)
         for n, mode in enumerate(CLEARING_MODES):
             profits, owed = [], []
