@@ -3,8 +3,9 @@
 Nothing below this module sees a generated message. A dataclass and its protobuf message have the
 same name and the same field names, so one generic mapping serves them all; what it does with a
 field follows from the field's annotation: integers, strings, bytes, booleans, enums, nested
-messages, tuples (repeated), unions (oneof), and `Signed[T]` (an `Envelope` whose payload is an
-encoded T). `tests/unit/wire` checks that every dataclass and its message agree field by field.
+messages, tuples (repeated), unions (oneof; with None, optional), and `Signed[T]` (an `Envelope`
+whose payload is an encoded T). `tests/unit/wire` checks that every dataclass and its message agree
+field by field.
 
 Decoding never checks signatures (`iemas.core.envelope.verify_signed` does) and never accepts a
 value outside its dataclass's documented range.
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from iemas.consensus import messages as consensus
-from iemas.core import auction, execution, gossip, merkle, params, report
+from iemas.core import auction, execution, gossip, merkle, params, report, vote
 from iemas.core import envelope as envelopes
 from iemas.core import types as core_types
 from iemas.core.encoding import compute_signing_bytes
@@ -40,6 +41,7 @@ from iemas.v1 import (
     peer_service_pb2,
     report_pb2,
     types_pb2,
+    vote_pb2,
 )
 
 T = TypeVar("T")
@@ -72,6 +74,7 @@ _CORE_MODULES = (
     execution,
     gossip,
     params,
+    vote,
     transaction,
     consensus,
 )
@@ -81,6 +84,7 @@ _PROTO_MODULES = (
     auction_pb2,
     execution_pb2,
     gossip_pb2,
+    vote_pb2,
     ledger_pb2,
     consensus_pb2,
 )
@@ -137,7 +141,10 @@ def _plan_field(name: str, annotation: Any) -> _Field:
         members = [a for a in typing.get_args(annotation) if a is not types.NoneType]
         if len(members) > 1:
             return _plan_oneof(name, members)
-        return _plan_message(name, members[0], optional=True)
+        member = _strip_newtype(members[0])
+        if _scalar(member) is not None:
+            return _plan_optional_scalar(name, member)
+        return _plan_message(name, member, optional=True)
     scalar = _scalar(annotation)
     if scalar is None:
         return _plan_message(name, annotation, optional=False)
@@ -146,6 +153,24 @@ def _plan_field(name: str, annotation: Any) -> _Field:
         name,
         lambda proto, value: setattr(proto, name, encode(value)),
         lambda proto: decode(getattr(proto, name)),
+    )
+
+
+def _plan_optional_scalar(name: str, annotation: Any) -> _Field:
+    """Match a scalar or None to a field that is `optional` in its proto."""
+    scalar = _scalar(annotation)
+    if scalar is None:
+        raise TypeError(f"{name} is no scalar")
+    encode, decode = scalar
+
+    def set_value(proto: Any, value: Any) -> None:
+        if value is not None:
+            setattr(proto, name, encode(value))
+
+    return _Field(
+        name,
+        set_value,
+        lambda proto: decode(getattr(proto, name)) if proto.HasField(name) else None,
     )
 
 

@@ -42,6 +42,10 @@ class _ResultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResultCode
     RESULT_CODE_OVER_RESERVATION: _ResultCode.ValueType  # 11
     RESULT_CODE_OVER_ALLOWANCE: _ResultCode.ValueType  # 12
     RESULT_CODE_INVALID_ENTRY: _ResultCode.ValueType  # 13
+    RESULT_CODE_BELOW_MINIMUM: _ResultCode.ValueType  # 15
+    RESULT_CODE_LIMIT_REACHED: _ResultCode.ValueType  # 16
+    RESULT_CODE_JAILED: _ResultCode.ValueType  # 17
+    RESULT_CODE_EXPIRED: _ResultCode.ValueType  # 18
 
 class ResultCode(_ResultCode, metaclass=_ResultCodeEnumTypeWrapper):
     """What became of an ordered transaction."""
@@ -61,6 +65,10 @@ RESULT_CODE_STALE_TOTAL: ResultCode.ValueType  # 10
 RESULT_CODE_OVER_RESERVATION: ResultCode.ValueType  # 11
 RESULT_CODE_OVER_ALLOWANCE: ResultCode.ValueType  # 12
 RESULT_CODE_INVALID_ENTRY: ResultCode.ValueType  # 13
+RESULT_CODE_BELOW_MINIMUM: ResultCode.ValueType  # 15
+RESULT_CODE_LIMIT_REACHED: ResultCode.ValueType  # 16
+RESULT_CODE_JAILED: ResultCode.ValueType  # 17
+RESULT_CODE_EXPIRED: ResultCode.ValueType  # 18
 Global___ResultCode: _TypeAlias = ResultCode  # noqa: Y015
 
 @_typing.final
@@ -320,6 +328,48 @@ class ReturnToDuty(_message.Message):
 Global___ReturnToDuty: _TypeAlias = ReturnToDuty  # noqa: Y015
 
 @_typing.final
+class Stake(_message.Message):
+    """Bond available money: the sender becomes a validator, or a weightier one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    amount_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stake: _TypeAlias = Stake  # noqa: Y015
+
+@_typing.final
+class Unstake(_message.Message):
+    """Take stake back: it unbonds, still slashable, and is available unbonding_ms later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    amount_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unstake: _TypeAlias = Unstake  # noqa: Y015
+
+@_typing.final
 class TranscriptEvidence(_message.Message):
     """A transcript that does not re-check, signed by its auctioneer: every replica re-checks it."""
 
@@ -344,6 +394,64 @@ class TranscriptEvidence(_message.Message):
 Global___TranscriptEvidence: _TypeAlias = TranscriptEvidence  # noqa: Y015
 
 @_typing.final
+class DoubleVoteEvidence(_message.Message):
+    """Two signed votes of one validator for different values in one height, round and kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def first(self) -> _types_pb2.Envelope:
+        """of Vote"""
+
+    @_builtins.property
+    def second(self) -> _types_pb2.Envelope:
+        """of Vote"""
+
+    def __init__(
+        self,
+        *,
+        first: _types_pb2.Envelope | None = ...,
+        second: _types_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoubleVoteEvidence: _TypeAlias = DoubleVoteEvidence  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    """A proof of misbehaviour that every replica can check; its sender is the reporter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    DOUBLE_VOTE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transcript(self) -> Global___TranscriptEvidence: ...
+    @_builtins.property
+    def double_vote(self) -> Global___DoubleVoteEvidence: ...
+    def __init__(
+        self,
+        *,
+        transcript: Global___TranscriptEvidence | None = ...,
+        double_vote: Global___DoubleVoteEvidence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["double_vote", b"double_vote", "evidence", b"evidence", "transcript", b"transcript"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["double_vote", b"double_vote", "evidence", b"evidence", "transcript", b"transcript"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["transcript", "double_vote"]  # noqa: Y015
+    _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
 class Transaction(_message.Message):
     """One change to the ledger, asked for by account under a nonce above its last one."""
 
@@ -359,7 +467,9 @@ class Transaction(_message.Message):
     SETTLE_FIELD_NUMBER: _builtins.int
     ABSENCE_VOTE_FIELD_NUMBER: _builtins.int
     RETURN_TO_DUTY_FIELD_NUMBER: _builtins.int
-    TRANSCRIPT_EVIDENCE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    STAKE_FIELD_NUMBER: _builtins.int
+    UNSTAKE_FIELD_NUMBER: _builtins.int
     account: _builtins.bytes
     nonce: _builtins.int
     @_builtins.property
@@ -379,7 +489,11 @@ class Transaction(_message.Message):
     @_builtins.property
     def return_to_duty(self) -> Global___ReturnToDuty: ...
     @_builtins.property
-    def transcript_evidence(self) -> Global___TranscriptEvidence: ...
+    def evidence(self) -> Global___Evidence: ...
+    @_builtins.property
+    def stake(self) -> Global___Stake: ...
+    @_builtins.property
+    def unstake(self) -> Global___Unstake: ...
     def __init__(
         self,
         *,
@@ -393,13 +507,15 @@ class Transaction(_message.Message):
         settle: Global___Settle | None = ...,
         absence_vote: Global___AbsenceVote | None = ...,
         return_to_duty: Global___ReturnToDuty | None = ...,
-        transcript_evidence: Global___TranscriptEvidence | None = ...,
+        evidence: Global___Evidence | None = ...,
+        stake: Global___Stake | None = ...,
+        unstake: Global___Unstake | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "fund_escrow", b"fund_escrow", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "transcript_evidence", b"transcript_evidence", "transfer_funds", b"transfer_funds", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "fund_escrow", b"fund_escrow", "nonce", b"nonce", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "transcript_evidence", b"transcript_evidence", "transfer_funds", b"transfer_funds", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "nonce", b"nonce", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "transcript_evidence"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -491,6 +607,18 @@ class MarketParams(_message.Message):
     PROBE_MISSES_FIELD_NUMBER: _builtins.int
     BLOCK_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     IDLE_BLOCK_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    MIN_STAKE_MICROS_FIELD_NUMBER: _builtins.int
+    MIN_TOTAL_STAKE_MICROS_FIELD_NUMBER: _builtins.int
+    MAX_VALIDATORS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    UNBONDING_MS_FIELD_NUMBER: _builtins.int
+    DOUBLE_VOTE_SLASH_PPM_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_SLASH_PPM_FIELD_NUMBER: _builtins.int
+    REPORTER_PPM_FIELD_NUMBER: _builtins.int
+    UNPAID_PPM_FIELD_NUMBER: _builtins.int
+    ABSENCE_LIMIT_FIELD_NUMBER: _builtins.int
+    ABSENCE_WINDOW_TERMS_FIELD_NUMBER: _builtins.int
+    JAIL_MS_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     cache_affinity: _builtins.bool
     term_ms: _builtins.int
@@ -508,6 +636,18 @@ class MarketParams(_message.Message):
     probe_misses: _builtins.int
     block_interval_ms: _builtins.int
     idle_block_interval_ms: _builtins.int
+    min_stake_micros: _builtins.int
+    min_total_stake_micros: _builtins.int
+    max_validators: _builtins.int
+    evidence_window_ms: _builtins.int
+    unbonding_ms: _builtins.int
+    double_vote_slash_ppm: _builtins.int
+    transcript_slash_ppm: _builtins.int
+    reporter_ppm: _builtins.int
+    unpaid_ppm: _builtins.int
+    absence_limit: _builtins.int
+    absence_window_terms: _builtins.int
+    jail_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -528,10 +668,22 @@ class MarketParams(_message.Message):
         probe_misses: _builtins.int = ...,
         block_interval_ms: _builtins.int = ...,
         idle_block_interval_ms: _builtins.int = ...,
+        min_stake_micros: _builtins.int = ...,
+        min_total_stake_micros: _builtins.int = ...,
+        max_validators: _builtins.int = ...,
+        evidence_window_ms: _builtins.int = ...,
+        unbonding_ms: _builtins.int = ...,
+        double_vote_slash_ppm: _builtins.int = ...,
+        transcript_slash_ppm: _builtins.int = ...,
+        reporter_ppm: _builtins.int = ...,
+        unpaid_ppm: _builtins.int = ...,
+        absence_limit: _builtins.int = ...,
+        absence_window_terms: _builtins.int = ...,
+        jail_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,7 +58,9 @@ def assert_field_agrees(annotation: Any, field: FieldDescriptor) -> None:
         assert not field.is_repeated
     if typing.get_origin(annotation) in {types.UnionType, typing.Union}:
         (annotation,) = (
-            member for member in typing.get_args(annotation) if member is not types.NoneType
+            wire._strip_newtype(member)
+            for member in typing.get_args(annotation)
+            if member is not types.NoneType
         )
         assert field.has_presence
     if annotation is bool:
