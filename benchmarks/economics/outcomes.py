@@ -61,7 +61,7 @@ from benchmarks.economics.deals import (
     to_array,
 )
 from iemas.core.auction import Bid, ProviderInput, Scenario
-from iemas.core.params import CLEARING_MODES
+from iemas.core.params import CLEARING_MODES, MarketParams
 from iemas.core.types import Lateness, Prices
 
 Row = dict[str, Any]
@@ -511,6 +511,34 @@ def _stop(deals: Sequence[Deal], plays: Sequence[Play], rule: str) -> Row:
     return row | tally.get_share("best", surplus, "best_of_surplus")
 
 
+def measure_backdating(study: Study, tasks: int) -> list[Row]:
+    """Let providers claim that tokens came earlier, by what requesters let pass.
+
+    A requester countersigns what its own clock says less a tolerance allows. gain: of a provider
+    that uses all of it. above: what is paid beyond what the tokens were worth by their true times.
+    """
+    rows = []
+    for kind in LATENESS:
+        deals = study.draw_deals(tasks, kind, 0.3)
+        for tolerance_ms in (MarketParams().clock_tolerance_ms, 200):
+            tally = Tally()
+            for deal in deals:
+                played = play(deal, study.draw_real())
+                earlier = np.maximum(played.elapsed_ms - tolerance_ms, 0)
+                claimed = pay_settled(deal, replace(played, elapsed_ms=earlier))[:, -1]
+                owed = pay_settled(deal, played)[:, -1]
+                worth = sum_worth(deal, played, deal.bid)[:, -1]
+                tally.add("gain", float((claimed - owed).mean()))
+                tally.add("above", float(np.maximum(claimed - worth, 0.0).mean()))
+            prices = [float(deal.price_micros) for deal in deals]
+            rows.append(
+                {"lateness": kind, "tolerance_ms": tolerance_ms, "deals": len(deals)}
+                | tally.get_share("gain", prices)
+                | tally.get_share("above", prices)
+            )
+    return rows
+
+
 # --- markets -------------------------------------------------------------------------------------
 
 
@@ -850,6 +878,7 @@ def run(seed: int = 1, tasks: int = 36, lengths: IntArray | None = None) -> dict
         "early_cancelling": measure_early_cancelling(study, tasks),
         "false_impatience": measure_false_impatience(study, tasks),
         "stopping_early": measure_stopping_early(study, tasks),
+        "backdating": measure_backdating(study, tasks),
         "hidden_length": measure_hidden_length(study, markets),
         "digest_claims": measure_digest_claims(study, markets),
     }
