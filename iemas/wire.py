@@ -3,8 +3,9 @@
 Nothing below this module sees a generated message. A dataclass and its protobuf message have the
 same name and the same field names, so one generic mapping serves them all; what it does with a
 field follows from the field's annotation: integers, strings, bytes, booleans, enums, nested
-messages, tuples (repeated), unions (oneof), and `Signed[T]` (an `Envelope` whose payload is an
-encoded T). `tests/unit/wire` checks that every dataclass and its message agree field by field.
+messages, tuples (repeated), unions (oneof; with None, optional), and `Signed[T]` (an `Envelope`
+whose payload is an encoded T). `tests/unit/wire` checks that every dataclass and its message agree
+field by field.
 
 Decoding never checks signatures (`iemas.core.envelope.verify_signed` does) and never accepts a
 value outside its dataclass's documented range.
@@ -23,7 +24,7 @@ from google.protobuf.message import DecodeError, EncodeError, Message
 
 from iemas.consensus import messages as consensus
 from iemas.consensus import voting
-from iemas.core import auction, execution, gossip, merkle, params, report
+from iemas.core import auction, execution, gossip, merkle, params, report, vote
 from iemas.core import envelope as envelopes
 from iemas.core import types as core_types
 from iemas.core.encoding import compute_signing_bytes
@@ -31,7 +32,7 @@ from iemas.core.envelope import Envelope, Signed, get_domain
 from iemas.core.errors import IemasError, MalformedMessageError
 from iemas.core.identity import Identity
 from iemas.core.types import NodeId
-from iemas.ledger import block, transaction
+from iemas.ledger import header, transaction
 from iemas.v1 import (
     auction_pb2,
     consensus_pb2,
@@ -41,6 +42,7 @@ from iemas.v1 import (
     peer_service_pb2,
     report_pb2,
     types_pb2,
+    vote_pb2,
 )
 
 T = TypeVar("T")
@@ -76,8 +78,9 @@ _CORE_MODULES = (
     execution,
     gossip,
     params,
+    vote,
     transaction,
-    block,
+    header,
     voting,
     consensus,
 )
@@ -87,6 +90,7 @@ _PROTO_MODULES = (
     auction_pb2,
     execution_pb2,
     gossip_pb2,
+    vote_pb2,
     ledger_pb2,
     consensus_pb2,
 )
@@ -143,7 +147,10 @@ def _plan_field(name: str, annotation: Any) -> _Field:
         members = [a for a in typing.get_args(annotation) if a is not types.NoneType]
         if len(members) > 1:
             return _plan_oneof(name, members)
-        return _plan_optional(name, _strip_newtype(members[0]))
+        member = _strip_newtype(members[0])
+        if _scalar(member) is not None:
+            return _plan_optional_scalar(name, member)
+        return _plan_message(name, member, optional=True)
     scalar = _scalar(annotation)
     if scalar is None:
         return _plan_message(name, annotation, optional=False)
@@ -155,6 +162,24 @@ def _plan_field(name: str, annotation: Any) -> _Field:
     )
 
 
+def _plan_optional_scalar(name: str, annotation: Any) -> _Field:
+    """Match a scalar or None to a field that is `optional` in its proto."""
+    scalar = _scalar(annotation)
+    if scalar is None:
+        raise TypeError(f"{name} is no scalar")
+    encode, decode = scalar
+
+    def set_value(proto: Any, value: Any) -> None:
+        if value is not None:
+            setattr(proto, name, encode(value))
+
+    return _Field(
+        name,
+        set_value,
+        lambda proto: decode(getattr(proto, name)) if proto.HasField(name) else None,
+    )
+
+
 def _plan_repeated(name: str, annotation: Any) -> _Field:
     scalar = _scalar(annotation)
     encode, decode = scalar if scalar is not None else _element(annotation)
@@ -163,22 +188,6 @@ def _plan_repeated(name: str, annotation: Any) -> _Field:
         lambda proto, value: getattr(proto, name).extend([encode(item) for item in value]),
         lambda proto: tuple([decode(item) for item in getattr(proto, name)]),
     )
-
-
-def _plan_optional(name: str, annotation: Any) -> _Field:
-    scalar = _scalar(annotation)
-    if scalar is None:
-        return _plan_message(name, annotation, optional=True)
-    encode, decode = scalar
-
-    def set_value(proto: Any, value: Any) -> None:
-        if value is not None:
-            setattr(proto, name, encode(value))
-
-    def get_value(proto: Any) -> Any:
-        return decode(getattr(proto, name)) if proto.HasField(name) else None
-
-    return _Field(name, set_value, get_value)
 
 
 def _plan_message(name: str, annotation: Any, *, optional: bool) -> _Field:

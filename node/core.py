@@ -405,7 +405,7 @@ class NodeCore:
         if state.is_validator(self.node_id):
             if state.is_live(hub, self.node_id):
                 due |= self._list_votes(now_ms)
-            else:
+            elif state.may_return(hub, self.node_id):
                 due["return to duty"] = ReturnToDuty(hub)
         return due
 

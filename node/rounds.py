@@ -50,7 +50,7 @@ from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
 from iemas.ledger.records import TermKey
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import RoundRoots, TranscriptEvidence
+from iemas.ledger.transaction import Evidence, RoundRoots, TranscriptEvidence
 
 MAX_DEFERRED = 64
 """How many messages of one validator may wait for the replica to catch up."""
@@ -444,14 +444,14 @@ class Rounds:
         }
         return Ready(events=(Event("transcript_refused", fields),))
 
-    def get_evidence(self) -> TranscriptEvidence | None:
+    def get_evidence(self) -> Evidence | None:
         """Give a wrong transcript for the ledger to judge, until it has judged that term's."""
         terms = self._get_state().terms
         while self._evidence:
             transcript = self._evidence[0]
             record = terms.get(TermKey(self._hub, transcript.message.term))
             if record is not None and not record.convicted:
-                return TranscriptEvidence(transcript)
+                return Evidence(TranscriptEvidence(transcript))
             del self._evidence[0]
         return None
 

@@ -7,7 +7,12 @@ traces.py       markets cut out of replayed traces
 lies.py         what one agent may declare instead of the truth
 baseline.py     everybody truthful: efficiency, who gets the gains, deficit, losses
 search.py       the best lie, with full knowledge of the market and without
-collusion.py    shill bids, split accounts, accomplices
-report.py       rows to tables
+shills.py       providers that bid under another name
+splits.py       agents that act as several, or with several tasks
+remedies.py     the same attempts under other rules
+equilibrium.py  everybody lies as is best for it
+outcomes.py     what can be gained once a price stands
+study.py        one market, everything that is measured on it
+report.py       what markets show to tables
 plots.py        tables to pictures
 """

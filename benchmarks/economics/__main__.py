@@ -3,7 +3,7 @@
     python -m benchmarks.economics --json results.json --out figures
 
 Writes one JSON object with all tables, and into the folder the same tables in Markdown and plots.
-`--only` runs some parts: baseline, lies, collusion, outcomes.
+`--only` runs some parts: baseline, lies, collusion, equilibrium, outcomes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +22,10 @@ from typing import Any
 
 from benchmarks._report import add_json_option, write_report
 from benchmarks.economics import report
+from benchmarks.economics.equilibrium import find_equilibrium
 from benchmarks.economics.plots import draw_all
 from benchmarks.economics.study import (
+    MARKET_PARTS,
     PARTS,
     MarketResult,
     MarketTask,
@@ -31,7 +34,9 @@ from benchmarks.economics.study import (
     study_market,
 )
 from benchmarks.economics.traces import DATA
+from iemas.core.params import CLEARING_MODES
 
+Job = Callable[[], Any]
 OUTCOMES = "benchmarks.economics.outcomes"
 
 
@@ -40,21 +45,43 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def study_all(tasks: list[MarketTask], jobs: int) -> list[MarketResult]:
-    """Study all markets, in parallel, in a fixed order of results."""
+def run_jobs(jobs: Sequence[Job], processes: int) -> list[Any]:
+    """Run jobs in parallel; give their results in the order of the jobs."""
     started, results = time.perf_counter(), []
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=ignore_interrupts)
     try:
-        futures = {pool.submit(study_market, task): n for n, task in enumerate(tasks)}
+        futures = {pool.submit(job): n for n, job in enumerate(jobs)}
         for future in as_completed(futures):
             results.append((futures[future], future.result()))
-            if len(results) % max(1, len(tasks) // 20) == 0 or len(results) == len(tasks):
+            if len(results) % max(1, len(jobs) // 20) == 0 or len(results) == len(jobs):
                 passed = time.perf_counter() - started
-                say(f"{len(results)} of {len(tasks)} markets, {passed:.0f} s")
+                say(f"{len(results)} of {len(jobs)} jobs, {passed:.0f} s")
     finally:
         pool.shutdown(cancel_futures=True)
     return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def list_equilibria(tasks: Sequence[MarketTask]) -> list[Job]:
+    """List a job for every kind of market and mode."""
+    kinds = dict.fromkeys(task.kind for task in tasks)
+    return [
+        partial(find_equilibrium, kind, [task.world for task in tasks if task.kind == kind], mode)
+        for kind in kinds
+        for mode in CLEARING_MODES
+    ]
+
+
+def run_outcomes(seed: int) -> dict[str, Any]:
+    """Run the study of outcomes, which reads a trace."""
+    if find_spec(OUTCOMES) is None:
+        return {"skipped": "not there"}
+    outcomes = import_module(OUTCOMES)
+    try:
+        tables: dict[str, Any] = outcomes.run(seed=seed)
+    except FileNotFoundError as error:
+        return {"skipped": f"no trace at {error.filename}"}
+    return tables
 
 
 def make_tables(results: list[MarketResult], parts: list[str]) -> dict[str, Any]:
@@ -69,7 +96,10 @@ def make_tables(results: list[MarketResult], parts: list[str]) -> dict[str, Any]
             "bounds": report.make_bounds,
             "cover_rule": report.make_cover_rule,
         },
-        "collusion": {"collusion": report.make_collusion},
+        "collusion": {
+            "collusion": report.make_collusion,
+            "remedies": report.make_remedies,
+        },
     }
     for part, named in makers.items():
         if part in parts:
@@ -102,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_json_option(parser)
     parser.add_argument("--out", type=Path, help="folder for plots and tables.md; none: not made")
-    parser.add_argument("--markets", type=int, default=24, help="markets of each kind")
+    parser.add_argument("--markets", type=int, default=16, help="markets of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the traces")
@@ -112,23 +142,38 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def run_parts(
+    arguments: argparse.Namespace, parts: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run parts of the study; give their tables, and why kinds of markets were left out."""
+    markets, skipped = list_markets(arguments.markets, arguments.seed, parts, arguments.data)
+    for kind, reason in skipped.items():
+        say(f"no {kind} markets: {reason}")
+    jobs: list[Job] = []
+    if MARKET_PARTS & set(parts):
+        jobs += [partial(study_market, market) for market in markets]
+    if "equilibrium" in parts:
+        jobs += list_equilibria(markets)
+    if "outcomes" in parts:
+        jobs.append(partial(run_outcomes, arguments.seed))
+    done = run_jobs(jobs, arguments.jobs)
+    results = [result for result in done if isinstance(result, MarketResult)]
+    rest = done[len(results) :]
+    tables = make_tables(results, parts)
+    if "outcomes" in parts:
+        tables["outcomes"] = rest.pop()
+    if "equilibrium" in parts:
+        tables["equilibrium"] = rest
+    return tables, skipped
+
+
 def main() -> int:
     """Run the study and write the report."""
     arguments = parse_arguments()
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     started = time.perf_counter()
-    skipped: dict[str, str] = {}
-    results: list[MarketResult] = []
     try:
-        if set(parts) - {"outcomes"}:
-            tasks, skipped = list_markets(arguments.markets, arguments.seed, parts, arguments.data)
-            for kind, reason in skipped.items():
-                say(f"no {kind} markets: {reason}")
-            results = study_all(tasks, arguments.jobs)
-        tables = make_tables(results, parts)
-        if "outcomes" in parts and find_spec(OUTCOMES):
-            say("outcomes")
-            tables["outcomes"] = import_module(OUTCOMES).run(seed=arguments.seed)
+        tables, skipped = run_parts(arguments, parts)
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -85,8 +85,9 @@ def compute_profit(book: Book, cleared: Cleared, rule: str, provider: int) -> fl
     return float(compute_prices(book, cleared, rule)[tasks].sum()) - effort
 
 
-def compute_surplus(book: Book, cleared: Cleared, rule: str, tasks: list[int]) -> float:
-    """Compute what tasks are worth less what they pay."""
-    served = [task for task in tasks if cleared.assignment[task] >= 0]
-    worth = float(book.worth[served, cleared.assignment[served]].sum())
-    return worth - float(compute_prices(book, cleared, rule)[served].sum())
+def compute_utilities(book: Book, cleared: Cleared, rule: str) -> FloatArray:
+    """Compute what each task is worth where it is matched less what it pays; shape (n_tasks,)."""
+    worth = np.zeros(len(cleared.assignment))
+    matched = np.array(cleared.matched, dtype=np.int64)
+    worth[matched] = book.worth[matched, cleared.assignment[matched]]
+    return worth - compute_prices(book, cleared, rule)

@@ -65,7 +65,8 @@ class RequesterLie:
 class ProviderLie:
     """Factors on an ask, a change of the slots, and of the blocks that the digest shows.
 
-    slots: `factor·true + shift`, at least 0. Blocks are `held·keep + missing·invent`, where
+    slots: `factor·true + shift`, at least 0; `makes_good`: it pays the requesters that it cannot
+    serve what they were to gain. Blocks are `held·keep + missing·invent`, where
     missing are those of the prompt that it does not hold.
     """
 
@@ -74,6 +75,7 @@ class ProviderLie:
     ask: tuple[float, float, float] = _SAME
     slots_factor: float = 1.0
     slots_shift: int = 0
+    makes_good: bool = False
     keep: float = 1.0
     invent: float = 0.0
 
@@ -108,12 +110,12 @@ def list_requester_lies() -> list[RequesterLie]:
     lies = [RequesterLie("truth", "truth")]
     lies += [
         RequesterLie(f"prices × {factor:g}", "prices", prices=(factor,) * 3)
-        for factor in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+        for factor in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1, 1.25, 1.5, 2.0, 4.0)
     ]
     lies += [
         RequesterLie(f"{KINDS[kind]} price × {factor:g}", "one kind", prices=_shape(kind, factor))
         for kind in range(3)
-        for factor in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+        for factor in (0.25, 0.5, 0.8, 1.25, 2.0)
     ]
     lies += [
         RequesterLie(f"deadline × {factor:g}" if factor else "no deadline", "time", deadline=factor)
@@ -144,7 +146,7 @@ def list_provider_lies() -> list[ProviderLie]:
     lies += [
         ProviderLie(f"{KINDS[kind]} ask × {factor:g}", "shape", ask=_shape(kind, factor))
         for kind in range(3)
-        for factor in (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+        for factor in (0.25, 0.5, 0.8, 1.25, 2.0)
     ]
     lies += [
         ProviderLie(f"prompt ask × {p:g}, output × {o:g}", "shape", ask=(p, 1.0, o))
@@ -165,6 +167,8 @@ def list_provider_lies() -> list[ProviderLie]:
         ProviderLie("+2 slots", "more slots", slots_shift=2),
         ProviderLie("twice the slots", "more slots", slots_factor=2.0),
         ProviderLie("four times the slots", "more slots", slots_factor=4.0),
+        ProviderLie("+1 slot, made good", "more slots, made good", slots_shift=1, makes_good=True),
+        ProviderLie("+2 slots, made good", "more slots, made good", slots_shift=2, makes_good=True),
         ProviderLie("digest: nothing", "digest hides", keep=0.0),
         ProviderLie("digest: half of it", "digest hides", keep=0.5),
         ProviderLie("digest: a quarter more", "digest invents", invent=0.25),

@@ -155,10 +155,28 @@ def draw_monopoly(rng: np.random.Generator) -> World:
     return World(tasks, providers, world.held_blocks, world.scenarios)
 
 
+def draw_urgent(rng: np.random.Generator) -> World:
+    """Long prompts, short answers, and deadlines that the time to the first token decides."""
+    prompts = rng.integers(4_000, 24_000, 12)
+    tasks = []
+    for prompt in prompts.tolist():
+        typical_ms = 120 + 0.17 * prompt
+        deadline_ms = round(typical_ms * float(rng.uniform(0.4, 2.0)))
+        lateness = Lateness(deadline_ms, round(deadline_ms * float(rng.uniform(0.1, 1.0))))
+        multiple = float(np.exp(rng.uniform(np.log(2.0), np.log(6.0))))
+        tasks.append(make_task(prompt, 64, make_prices(WORTH * multiple), lateness))
+    held = np.zeros((12, 5), dtype=np.int64)
+    for task in range(12):
+        homes = rng.choice(5, size=int(rng.integers(1, 3)), replace=False)
+        held[task, homes] = (prompts[task] * rng.uniform(0.2, 0.9, len(homes)) / BLOCK).astype(int)
+    return World(tuple(tasks), draw_providers(rng, [3] * 5, spread=0.25), held, draw_scenarios(rng))
+
+
 DRAWN: Final[dict[str, Callable[[np.random.Generator], World]]] = {
     "random": draw_random,
     "affine": draw_affine,
     "congested": draw_congested,
     "idle": draw_idle,
     "monopoly": draw_monopoly,
+    "urgent": draw_urgent,
 }

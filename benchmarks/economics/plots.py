@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.economics.report import Table
 from iemas.core.params import CLEARING_MODES
@@ -47,11 +49,21 @@ def draw_all(tables: Mapping[str, Any], folder: Path) -> None:
         "lies.png": ("lies", draw_lies),
         "lies_by_market.png": ("lies", draw_lies_by_market),
         "collusion.png": ("collusion", draw_collusion),
+        "remedies.png": ("remedies", draw_remedies),
+        "equilibrium.png": ("equilibrium", draw_equilibrium),
     }
     for name, (table, draw) in plots.items():
         if tables.get(table):
-            figure = draw(tables[table])
-            figure.savefig(folder / name, dpi=DPI, bbox_inches="tight")
+            save(draw(tables[table]), folder / name)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Save a plot with as few colours as it needs, so that it stays small."""
+    memory = BytesIO()
+    figure.savefig(memory, format="png", dpi=DPI, bbox_inches="tight")
+    with Image.open(memory) as image:
+        few = image.convert("RGB").quantize(colors=64, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def select(table: Table, **wanted: object) -> Table:
@@ -136,7 +148,11 @@ def draw_deficit(table: Table) -> Figure:
 
 
 def draw_lies(table: Table) -> Figure:
-    """Draw best lies against noise and against bias, the mean over kinds of markets."""
+    """Draw best lies against noise and against bias, the mean over kinds of markets.
+
+    `random` is left out: there lies gain without any error, see `draw_lies_by_market`.
+    """
+    table = [row for row in table if row["market"] != "random"]
     figure = Figure(figsize=(10, 7.2), layout="constrained")
     grid = figure.subplots(2, 2, sharey="row")
     for line, side in enumerate(("requester", "provider")):
@@ -173,7 +189,11 @@ def draw_lies(table: Table) -> Figure:
                 axes.set_ylabel("gain (% of VCG payoff)")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle("What the best lie of one agent gains, everybody else truthful", fontsize=13)
+    figure.suptitle(
+        "What the best lie of one agent gains, everybody else truthful\n"
+        "(mean over markets in which every bid covers every cost)",
+        fontsize=13,
+    )
     return figure
 
 
@@ -211,48 +231,34 @@ def draw_lies_by_market(table: Table) -> Figure:
 
 
 SCHEMES: Final = (
-    ("shill", "", "shill bids,\nunused ones free"),
-    ("accomplice", "10", "accomplice\nbids 10 × asks"),
-    ("account", "1", "account with\n1 task shades"),
-    ("account", "4", "account with\n4 tasks shades"),
-    ("split", "same ask", "provider split,\nsame ask"),
-    ("split", "second dearer", "provider split,\none dearer"),
+    ("shill", "", "shill bids,\nfree if unused"),
+    ("accomplice", "10", "accomplice"),
+    ("account", "1", "1 task\nshades"),
+    ("account", "4", "account of\n4 tasks shades"),
+    ("split", "same ask", "provider in\ntwo, same ask"),
+    ("split", "second dearer", "provider in\ntwo, one dearer"),
 )
 
 
 def draw_collusion(table: Table) -> Figure:
-    """Draw gains of groups, the mean over kinds of markets; accomplices under VCG by themselves."""
+    """Draw gains of groups, the mean over kinds of markets; `random` is left out."""
+    table = [row for row in table if row["market"] != "random"]
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, gridspec_kw={"height_ratios": [3, 2]})
     left, width = place_bars(upper, [label for *_, label in SCHEMES], len(CLEARING_MODES))
     for n, mode in enumerate(CLEARING_MODES):
-        values = [
-            np.nanmean(
-                [
-                    percent(row, "gain_of_welfare_share")
-                    for row in select(table, scheme=scheme, variant=variant, rule=mode)
-                ]
-            )
-            for scheme, variant, _ in SCHEMES
-        ]
-        upper.bar(left + n * width, values, width * 0.92, color=COLOURS[mode], label=mode)
+        values = [_average_gain(table, scheme, variant, mode) for scheme, variant, _ in SCHEMES]
+        bars = upper.bar(left + n * width, values, width * 0.92, color=COLOURS[mode], label=mode)
+        upper.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
     upper.axhline(0, color="black", linewidth=0.8)
     upper.set_ylabel("a group's gain\n(% of the market's welfare)")
     upper.legend(title="mode", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    sizes = [row["variant"] for row in select(table, scheme="accomplice", rule="vcg")]
-    sizes = list(dict.fromkeys(sizes))
+    found = select(table, scheme="accomplice", rule="vcg")
+    sizes = list_values(found, "variant")
     for rule in ("provider", "threshold", "vcg"):
-        gains = [
-            np.nanmean(
-                [
-                    percent(row, "gain_of_welfare_share")
-                    for row in select(table, scheme="accomplice", variant=size, rule=rule)
-                ]
-            )
-            for size in sizes
-        ]
+        gains = [_average_gain(table, "accomplice", size, rule) for size in sizes]
         lower.plot(
-            [float(str(size)) for size in sizes],
+            [float(size) for size in sizes],
             gains,
             marker=MARKERS.get(rule, "D"),
             color=COLOURS[rule],
@@ -260,8 +266,81 @@ def draw_collusion(table: Table) -> Figure:
         )
     lower.set_xscale("log")
     lower.set_yscale("log")
-    lower.set_xlabel("accomplice's bid (multiple of the dearest ask); in client mode it gains 0")
+    lower.set_xlabel("accomplice's bid (multiple of the dearest ask); it gains 0 in client mode")
     lower.set_ylabel("gain\n(% of welfare)")
     lower.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle("What groups gain, before fees", fontsize=13)
+    figure.suptitle("What groups gain, before fees, with the best of their tries", fontsize=13)
+    return figure
+
+
+def _average_gain(table: Table, scheme: str, variant: str, rule: str) -> float:
+    rows = select(table, scheme=scheme, variant=variant, rule=rule)
+    return float(np.nanmean([percent(row, "gain_of_welfare_share") for row in rows]))
+
+
+def draw_remedies(table: Table) -> Figure:
+    """Draw what another way to share bonuses would change in `provider` mode."""
+    markets = list_values(table, "market")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    titles = {
+        "accomplice": "a provider and its accomplice",
+        "shading": "a requester's best lie about its prices",
+    }
+    rules = {"provider": "by welfare\n(as it is)", "reinsertion": "by reinsertion"}
+    for axes, (scheme, title) in zip(figure.subplots(2, 1), titles.items(), strict=True):
+        left, width = place_bars(axes, markets, 2)
+        for n, (rule, label) in enumerate(rules.items()):
+            gains = [
+                float(str(select(table, market=m, scheme=scheme, rule=rule)[0]["gain_micros"]))
+                for m in markets
+            ]
+            colour = COLOURS[rule] if n == 0 else "#56B4E9"
+            bars = axes.bar(left + n * width, gains, width * 0.92, color=colour, label=label)
+            axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+        axes.set_ylabel("gain (micro-credits)")
+        axes.set_title(title, fontsize=12)
+        axes.legend(title="bonus shared", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle("provider mode: what another way to share bonuses would change", fontsize=13)
+    return figure
+
+
+def draw_equilibrium(table: Table) -> Figure:
+    """Draw efficiency, the split and the factors where both sides scale as is best."""
+    markets = list_values(table, "market")
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1)
+    for axes in (upper, middle, lower):
+        left, width = place_bars(axes, markets, len(CLEARING_MODES))
+    for n, mode in enumerate(CLEARING_MODES):
+        rows = [select(table, market=m, mode=mode)[0] for m in markets]
+        places = left + n * width
+        sold = [percent(row, "providers_share") for row in rows]
+        bought = [percent(row, "requesters_share") for row in rows]
+        lost = [100.0 - percent(row, "efficiency_share") for row in rows]
+        upper.bar(places, sold, width * 0.92, color=COLOURS[mode], label=mode)
+        upper.bar(places, bought, width * 0.92, bottom=sold, color=COLOURS[mode], alpha=0.25)
+        middle.bar(places, lost, width * 0.92, color=COLOURS[mode], label=mode)
+        lower.bar(
+            places,
+            [percent(row, "ask_factor") - 100 for row in rows],
+            width * 0.92,
+            color=COLOURS[mode],
+            label=mode,
+        )
+        lower.bar(
+            places,
+            [percent(row, "bid_factor") - 100 for row in rows],
+            width * 0.92,
+            color=COLOURS[mode],
+            alpha=0.45,
+        )
+    upper.set_ylabel("share of the\noptimum (%)")
+    upper.set_title("Gains of providers (full) and requesters (pale)", fontsize=12)
+    middle.set_ylabel("welfare lost (%)")
+    middle.set_title("Lost to lies", fontsize=12)
+    lower.axhline(0, color="black", linewidth=0.8)
+    lower.set_ylabel("off the truth (%)")
+    lower.set_title("Asks above the truth, bids below it", fontsize=12)
+    middle.legend(title="mode", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle("Both sides scale their prices as is best for each", fontsize=13)
     return figure

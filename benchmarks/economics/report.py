@@ -231,7 +231,9 @@ def make_bounds(results: Sequence[MarketResult]) -> Table:
     table: Table = []
     for kind, group, mode, side in _iterate(results):
         search = Search(group, side, PERFECT, mode)
-        best, _ = search.find_best(search.allow(set(search.all_groups) - CHOICES - {"more slots"}))
+        best, _ = search.find_best(
+            search.allow(set(search.all_groups) - CHOICES - {"more slots", "more slots, made good"})
+        )
         room = search.vcg - search.truth
         bound = np.maximum(room, 0.0) + np.maximum(0.01 * search.vcg, FINE)
         table.append(
@@ -320,6 +322,27 @@ def make_collusion(results: Sequence[MarketResult]) -> Table:
                         ),
                     }
                 )
+    return table
+
+
+def make_remedies(results: Sequence[MarketResult]) -> Table:
+    """Compare `provider` mode with a rule that would share bonuses in another way."""
+    table: Table = []
+    for kind, group in by_kind(results).items():
+        attempts = [attempt for result in group for attempt in result.remedies]
+        for scheme, rule in dict.fromkeys((a.scheme, a.rule) for a in attempts):
+            found = [a for a in attempts if (a.scheme, a.rule) == (scheme, rule)]
+            gain, truth = sum(a.gain for a in found), sum(a.truth for a in found)
+            table.append(
+                {
+                    "market": kind,
+                    "scheme": scheme,
+                    "rule": rule,
+                    "truthful_micros": round(truth / len(found) / FINE, 2),
+                    "gain_micros": round(gain / len(found) / FINE, 2),
+                    "gain_of_truthful_share": divide(gain, truth),
+                }
+            )
     return table
 
 

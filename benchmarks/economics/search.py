@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from auctioneer.mechanism.arrays import IntArray
 from benchmarks.economics.lies import PROVIDER_LIES, REQUESTER_LIES, ProviderLie, RequesterLie
 from benchmarks.economics.rounds import (
     Cleared,
@@ -58,6 +59,22 @@ class Truthful:
         return cls(world, forecast, pairs, cleared, outcomes)
 
 
+class _Memory:
+    """Clearings by what was declared: many lies change nothing that the market sees."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, bytes, bytes], Cleared] = {}
+
+    def clear(self, welfare: IntArray, slots: IntArray, *, row: int) -> Cleared:
+        """Clear, or remember it. row: whose lie it is, as only the latest's are kept."""
+        key = (row, welfare.tobytes(), slots.tobytes())
+        if key not in self._found:
+            if next(iter(self._found), key)[0] != row:
+                self._found.clear()
+            self._found[key] = clear_all(welfare, slots)
+        return self._found[key]
+
+
 def search_requesters(
     market: Truthful, lies: Sequence[RequesterLie] = REQUESTER_LIES, *, cover: bool = True
 ) -> FloatArray:
@@ -82,12 +99,13 @@ def search_requesters(
     base = market.pairs.welfare if cover else market.pairs.relax(possible)
     declared = rows.welfare if cover else rows.relax(possible[tasks])
     utility = np.zeros((len(CLEARING_MODES), len(bids)))
+    remembered = _Memory()
     for row, task in enumerate(tasks):
         if not declared[row].any():
             continue
         welfare = base.copy()
         welfare[task] = declared[row]
-        cleared = clear_all(welfare, world.slots)
+        cleared = remembered.clear(welfare, world.slots, row=task)
         at = int(cleared.assignment[task])
         if at < 0:
             continue
@@ -108,7 +126,7 @@ def search_providers(
     """Compute every provider's utility under each of its lies.
 
     Of more tasks than it has slots it serves those that pay it best, and gets nothing for the
-    others: they are told that it is busy.
+    others: they are told that it is busy. With `makes_good` it pays them what they were to gain.
     Returns: fine units, shape (n_modes, n_providers, n_lies).
     """
     world, n_lies = market.world, len(lies)
@@ -129,14 +147,15 @@ def search_providers(
     base = market.pairs.welfare if cover else market.pairs.relax(possible)
     declared = columns.welfare if cover else columns.relax(possible[:, owners])
     utility = np.zeros((len(CLEARING_MODES), len(owners)))
+    remembered = _Memory()
     for column, provider in enumerate(owners):
-        slots, welfare = world.slots, base.copy()
-        slots[provider] = lies[column % n_lies].slots_of(world.providers[provider])
+        lie, slots, welfare = lies[column % n_lies], world.slots, base.copy()
+        slots[provider] = lie.slots_of(world.providers[provider])
         welfare[:, provider] = declared[:, column]
-        cleared = clear_all(welfare, slots)
+        cleared = remembered.clear(welfare, slots, row=provider)
         served = cleared.get_tasks(provider)
         for n, mode in enumerate(CLEARING_MODES):
-            profits = []
+            profits, owed = [], []
             for task in served:
                 surcharge, bid = int(cleared.surcharges[mode][task]), world.tasks[task]
                 paid = (
@@ -145,6 +164,14 @@ def search_providers(
                     else float(columns.cost[task, column] + surcharge)
                 )
                 profits.append(paid - float(columns.effort[task, column]))
-            kept = sorted(profits, reverse=True)[: world.providers[provider].slots]
-            utility[n, column] = sum(kept)
+                owed.append(float(declared[task, column] - surcharge) if lie.makes_good else 0.0)
+            utility[n, column] = _serve_best(profits, owed, world.providers[provider].slots)
     return utility.reshape(len(CLEARING_MODES), len(people), n_lies)
+
+
+def _serve_best(profits: list[float], owed: list[float], slots: int) -> float:
+    """Serve the tasks that it is best to, and owe what is owed for the others."""
+    kept = sorted(
+        (profit + debt for profit, debt in zip(profits, owed, strict=True)), reverse=True
+    )[:slots]
+    return sum(kept) - sum(owed)

@@ -12,6 +12,7 @@ never serves it. Under `vcg` that is paid by whoever funds the deficit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Final
 
@@ -66,21 +67,30 @@ def measure_shills(market: Truthful) -> Iterator[Attempt]:
 
 def measure_accomplices(market: Truthful) -> Iterator[Attempt]:
     """Let every provider that serves somebody try an accomplice, with bids of several sizes."""
-    world, book = market.world, Book.open(market)
+    n_real, book = len(market.world.tasks), Book.open(market)
     before = clear_all(book.welfare, book.slots)
-    asks = np.array([_as_list(person.cost) for person in world.providers]).max(axis=0)
-    for provider, factor in product(range(len(world.providers)), ACCOMPLICE_BIDS):
-        if not before.get_tasks(provider):
-            continue
-        bid = _make_exclusive(market, provider, asks.tolist(), factor)
-        fake = book.add_fakes(*_value_fakes(market, [bid], provider))
-        slots = book.slots.copy()
-        slots[provider] += 1
-        cleared = clear_all(fake.welfare, slots)
-        for rule in RULES:
-            truth = compute_profit(book, before, rule, provider)
-            gain, strict = _sum_up(fake, cleared, rule, provider, len(world.tasks))
-            yield Attempt("accomplice", str(factor), rule, truth, gain - truth, strict - truth, 1)
+    for factor in ACCOMPLICE_BIDS:
+        for provider, fake in list_accomplices(market, factor):
+            cleared = clear_all(fake.welfare, fake.slots)
+            for rule in RULES:
+                truth = compute_profit(book, before, rule, provider)
+                gain, strict = _sum_up(fake, cleared, rule, provider, n_real)
+                yield Attempt(
+                    "accomplice", f"{factor}", rule, truth, gain - truth, strict - truth, 1
+                )
+
+
+def list_accomplices(market: Truthful, factor: int) -> Iterator[tuple[int, Book]]:
+    """List providers that serve somebody, each with the market that its accomplice makes."""
+    world, book = market.world, Book.open(market)
+    asks = np.array([_as_list(person.cost) for person in world.providers]).max(axis=0).tolist()
+    for provider in np.unique(market.cleared.assignment).tolist():
+        if provider >= 0:
+            bid = _make_exclusive(market, provider, asks, factor)
+            slots = book.slots.copy()
+            slots[provider] += 1
+            fake = book.add_fakes(*_value_fakes(market, [bid], provider))
+            yield provider, replace(fake, slots=slots)
 
 
 def _sum_up(

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from auctioneer.mechanism.arrays import IntArray
-from benchmarks.economics.book import RULES, Attempt, Book, compute_profit, compute_surplus
+from benchmarks.economics.book import RULES, Attempt, Book, compute_profit, compute_utilities
 from benchmarks.economics.lies import ProviderLie, RequesterLie
 from benchmarks.economics.rounds import appraise, clear_all
 from benchmarks.economics.search import Truthful
@@ -37,14 +37,16 @@ def measure_accounts(market: Truthful) -> Iterator[Attempt]:
             account = list(range(start, start + size))
             tries = [account] if size == 1 else [account, *([task] for task in account)]
             gains = dict.fromkeys(RULES, 0.0)
-            truth = {rule: compute_surplus(book, before, rule, account) for rule in RULES}
+            truth = {
+                rule: float(compute_utilities(book, before, rule)[account].sum()) for rule in RULES
+            }
             for changed in tries:
                 for rows in shaded:
                     welfare = book.welfare.copy()
                     welfare[changed] = rows[changed]
                     cleared = clear_all(welfare, book.slots)
                     for rule in RULES:
-                        surplus = compute_surplus(book, cleared, rule, account)
+                        surplus = float(compute_utilities(book, cleared, rule)[account].sum())
                         gains[rule] = max(gains[rule], surplus - truth[rule])
             for rule in RULES:
                 yield Attempt(

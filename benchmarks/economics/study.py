@@ -18,6 +18,7 @@ from benchmarks.economics.baseline import Row, compute_relaxed_optimum, measure_
 from benchmarks.economics.book import Attempt
 from benchmarks.economics.lies import PRICE_GROUPS, PROVIDER_LIES, REQUESTER_LIES
 from benchmarks.economics.markets import DRAWN
+from benchmarks.economics.remedies import measure_remedies
 from benchmarks.economics.rounds import FloatArray
 from benchmarks.economics.search import Truthful, search_providers, search_requesters
 from benchmarks.economics.shills import measure_accomplices, measure_shills
@@ -25,7 +26,9 @@ from benchmarks.economics.splits import measure_accounts, measure_split_provider
 from benchmarks.economics.traces import LOADERS, cut_markets
 from benchmarks.economics.world import World, foresee
 
-PARTS: Final = ("baseline", "lies", "collusion", "outcomes")
+PARTS: Final = ("baseline", "lies", "collusion", "equilibrium", "outcomes")
+MARKET_PARTS: Final = frozenset({"baseline", "lies", "collusion"})
+"""Parts that look at one market at a time."""
 LEVELS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -77,6 +80,7 @@ class MarketResult:
     providers: dict[Setting, FloatArray] = field(default_factory=dict)
     relaxed: dict[str, FloatArray] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    remedies: list[Attempt] = field(default_factory=list)
 
 
 def ignore_interrupts() -> None:
@@ -120,6 +124,7 @@ def study_market(task: MarketTask) -> MarketResult:
             measure_split_providers,
         ):
             result.attempts += measure(perfect)
+        result.remedies += measure_remedies(perfect)
     return result
 
 

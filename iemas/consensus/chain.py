@@ -23,7 +23,7 @@ from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import InvalidBlockError
 from iemas.core.types import Hash
 from iemas.ledger.application import LedgerApplication
-from iemas.ledger.block import (
+from iemas.ledger.header import (
     GENESIS_HASH,
     Block,
     BlockHeader,

@@ -14,24 +14,15 @@ from iemas.core.types import NodeId, short_id
 from iemas.ledger.state import LedgerState
 
 
-def compute_powers(state: LedgerState) -> dict[NodeId, int]:
-    """Compute who votes on the block after this state, with how much power (its stake)."""
-    return {
-        validator.node_id: power
-        for validator in state.genesis.validators
-        if (power := state.get_stake_micros(validator.node_id)) > 0
-    }
-
-
 def make_first_validators(state: LedgerState) -> ValidatorSet:
     """Make the validators of height 1 from the state of genesis."""
-    return ValidatorSet(Validator(*item) for item in compute_powers(state).items())
+    return ValidatorSet(Validator(*member) for member in state.get_consensus_validators())
 
 
 def compute_next_validators(validators: ValidatorSet, state: LedgerState) -> ValidatorSet:
     """Compute the validators of the next height; `state` is after the block that these decided."""
     following = validators.advance()
-    powers = compute_powers(state)
+    powers = dict(state.get_consensus_validators())
     if powers != {validator.node_id: validator.power for validator in validators}:
         following = following.change(powers)
     return following

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from iemas.consensus.voting import Proposal, Vote
 from iemas.core.envelope import Signed
 from iemas.core.types import Hash, require, require_id
-from iemas.ledger.block import Block
+from iemas.ledger.header import Block
 from iemas.ledger.transaction import Transaction
 
 MAX_STATUS_ROUNDS = 16

@@ -42,7 +42,7 @@ from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import InvalidBlockError, RemoteProtocolError
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import Hash, NodeId, short_id
-from iemas.ledger.block import Block, compute_transactions_root
+from iemas.ledger.header import Block, compute_transactions_root
 
 RECORD_KEY = b"own"
 """A validator keeps one sign record and one valid block, of the height that it is in."""

@@ -7,23 +7,15 @@ Source: Buchman, Kwon, Milosevic 2018 (arXiv 1807.04938); docs/spec/consensus.md
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 from iemas.core.envelope import Signed
 from iemas.core.types import Hash, require, require_id
+from iemas.core.vote import MAX_ROUND, Vote, VoteKind, require_place
 
-MAX_ROUND = 2**31 - 1
+__all__ = ["MAX_ROUND", "NO_ROUND", "DoubleVote", "Proposal", "Vote", "VoteKind"]
 
 NO_ROUND = -1
 """The round of nothing: what the paper writes as -1."""
-
-
-class VoteKind(IntEnum):
-    """What a vote says: "I accept this block", or "I saw a quorum accept it"."""
-
-    UNSPECIFIED = 0
-    PREVOTE = 1
-    PRECOMMIT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +32,12 @@ class Proposal:
     valid_round: int = NO_ROUND
 
     def __post_init__(self) -> None:
-        _require_place(self.height, self.round)
+        require_place(self.height, self.round)
         require_id("block_hash", self.block_hash)
         require(
             NO_ROUND <= self.valid_round < self.round,
             f"valid_round must be before round {self.round}, got {self.valid_round}",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """A validator's vote in one round, for a block by its hash or for none: `None` is nil."""
-
-    height: int
-    round: int
-    kind: VoteKind
-    block_hash: Hash | None
-
-    def __post_init__(self) -> None:
-        _require_place(self.height, self.round)
-        require(self.kind is not VoteKind.UNSPECIFIED, "a vote needs a kind")
-        if self.block_hash is not None:
-            require_id("block_hash", self.block_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +62,3 @@ class DoubleVote:
             (one.block_hash or b"") < (other.block_hash or b""),
             "evidence needs votes for two values, in order",
         )
-
-
-def _require_place(height: int, round_number: int) -> None:
-    require(1 <= height < 2**63, f"heights count from 1, got {height}")
-    require(0 <= round_number <= MAX_ROUND, f"round must be in 0..2^31-1, got {round_number}")

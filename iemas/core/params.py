@@ -9,13 +9,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iemas.core.encoding import compute_hash
-from iemas.core.types import AccountId, HubId, NodeId, require, require_id
+from iemas.core.types import (
+    MICROS_PER_CREDIT,
+    PPM,
+    AccountId,
+    HubId,
+    NodeId,
+    require,
+    require_id,
+)
 
 MAX_SUPPLY_MICROS = 2**50
 """The most that a market may issue: a round's welfare stays exact below it."""
 
+DAY_MS = 86_400_000
+
 CLEARING_MODES = ("provider", "client", "threshold")
 """How a round can split the surplus of a match, see docs/spec/auction.md §5."""
+
+
+MAX_REPORTER_PPM = 50_000
+
+_MAY_BE_ZERO = frozenset(
+    {
+        "bid_fee_micros",
+        "double_vote_slash_ppm",
+        "transcript_slash_ppm",
+        "reporter_ppm",
+        "unpaid_ppm",
+    }
+)
+# A slash below the whole leaves every validator something, so its weight is never 0.
+_MOST = {
+    "double_vote_slash_ppm": PPM - 1,
+    "transcript_slash_ppm": PPM - 1,
+    "reporter_ppm": MAX_REPORTER_PPM,
+    "unpaid_ppm": PPM - MAX_REPORTER_PPM,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +80,27 @@ class MarketParams:
     """The least time between two blocks."""
     idle_block_interval_ms: int = 5_000
     """A block is made at least so often."""
+    min_stake_micros: int = MICROS_PER_CREDIT
+    """The least that a validator may enter or remain with; genesis' validators may have less."""
+    min_total_stake_micros: int = 1
+    """Nobody may unstake if the consensus validators would hold less than this."""
+    max_validators: int = 100
+    evidence_window_ms: int = 7 * DAY_MS
+    """How old, in ledger time, the block may be that a double vote was about."""
+    unbonding_ms: int = 14 * DAY_MS
+    """How long unstaked money stays slashable: longer than the evidence window."""
+    double_vote_slash_ppm: int = 50_000
+    """What of its stake and unbonding money a validator loses for a double vote."""
+    transcript_slash_ppm: int = 10_000
+    """What of its stake and unbonding money an auctioneer loses for a wrong transcript."""
+    reporter_ppm: int = MAX_REPORTER_PPM
+    """The most of a slash that goes to whoever brought the evidence."""
+    unpaid_ppm: int = 500_000
+    """The most of a slash that goes to providers that the auctioneer's allocations left unpaid."""
+    absence_limit: int = 5
+    """So many absences within `absence_window_terms` jail a validator for `jail_ms`."""
+    absence_window_terms: int = 60
+    jail_ms: int = 600_000
 
     def __post_init__(self) -> None:
         require(
@@ -59,8 +110,15 @@ class MarketParams:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if isinstance(value, int) and not isinstance(value, bool):
-                least = 0 if name == "bid_fee_micros" else 1
+                least = 0 if name in _MAY_BE_ZERO else 1
                 require(value >= least, f"{name} must be at least {least}, got {value}")
+                most = _MOST.get(name, 2**53)
+                require(value <= most, f"{name} must be at most {most}, got {value}")
+        require(
+            self.unbonding_ms > self.evidence_window_ms,
+            f"unbonding_ms must be above evidence_window_ms, got {self.unbonding_ms}: who left "
+            "must still be slashable for all that can be proven",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from iemas.core.errors import (
 )
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
-from iemas.ledger.block import Block, compute_transactions_root
+from iemas.ledger.blocks import begin_block, end_block
+from iemas.ledger.header import Block, compute_transactions_root
 from iemas.ledger.invariants import check_invariants
 from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
 from iemas.ledger.rules.evidence import TranscriptVerifier
@@ -35,7 +36,7 @@ from iemas.ledger.snapshot import (
     take_snapshot,
 )
 from iemas.ledger.state import LedgerState, ProvenEntry, make_genesis_state
-from iemas.ledger.terms import apply_due_terms, start_term
+from iemas.ledger.terms import start_term
 from iemas.ledger.transaction import ResultCode, Transaction, TransactionResult
 from iemas.ledger.transfer import (
     ISSUANCE,
@@ -192,9 +193,10 @@ class LedgerApplication:
         self._check_agreement(block)
         state = self._state.copy()
         state.facts = replace(state.facts, height=block.height, time_ms=block.time_ms)
-        apply_due_terms(state, block.time_ms)
+        begin_block(state)
         results, applied = self._apply_transactions(state, block.transactions)
         state.set_applied(block.height, applied, window=APPLIED_WINDOW_BLOCKS)
+        end_block(state)
         state.facts = replace(state.facts, results_hash=compute_results_hash(results))
         check_invariants(state)
         self._pending = state
@@ -314,6 +316,7 @@ def issue_genesis(state: LedgerState) -> None:
         _issue(state, get_available(account.account), account.available_micros)
         _issue(state, get_escrow(account.account, genesis.hub), account.escrow_micros)
     start_term(state, genesis.hub, 0, genesis.time_ms)
+    end_block(state)
 
 
 def compute_results_hash(results: Iterable[TransactionResult]) -> Hash:

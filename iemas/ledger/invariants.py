@@ -1,14 +1,14 @@
 """What must be true of the ledger after every block, checked rather than assumed.
 
-Source: docs/spec/ledger.md §6; design §7.
+Source: docs/spec/ledger.md §8; design §7.
 """
 
 from __future__ import annotations
 
 from iemas.core.errors import InternalError
-from iemas.core.types import short_id
+from iemas.core.types import AccountId, short_id
 from iemas.ledger.state import LedgerState, group_open_micros
-from iemas.ledger.transfer import get_escrow
+from iemas.ledger.transfer import AccountKind, get_escrow
 
 
 def check_invariants(state: LedgerState) -> None:
@@ -16,6 +16,8 @@ def check_invariants(state: LedgerState) -> None:
     check_conservation(state)
     check_non_negative(state)
     check_coverage(state)
+    check_stakes(state)
+    check_entries(state)
 
 
 def check_conservation(state: LedgerState) -> None:
@@ -60,3 +62,48 @@ def check_coverage(state: LedgerState) -> None:
                 f"of {hold.allowance_micros}",
                 height=state.height,
             )
+
+
+def check_stakes(state: LedgerState) -> None:
+    """I4: validators are those with stake, and there always is one to clear and one to vote."""
+    staked = set(_collect_held(state, AccountKind.STAKE))
+    for hub in state.get_hubs():
+        _require(
+            {AccountId(node) for node in state.get_validators(hub)} == staked,
+            state,
+            f"the validators of {hub} are not those with stake",
+        )
+        _require(bool(state.get_live_validators(hub)), state, f"{hub} has no live validator")
+    _require(bool(state.get_consensus_validators()), state, "nobody votes on blocks")
+
+
+def check_entries(state: LedgerState) -> None:
+    """I5: what accounts hold for a purpose is what the entries of that purpose add up to."""
+    unbonding: dict[AccountId, int] = {}
+    for key, micros in state.unbonding.items():
+        unbonding[key.account] = unbonding.get(key.account, 0) + micros
+    _check_sums(state, AccountKind.UNBONDING, unbonding)
+
+
+def _check_sums(state: LedgerState, kind: AccountKind, expected: dict[AccountId, int]) -> None:
+    wanted = {account: micros for account, micros in expected.items() if micros}
+    _require(
+        _collect_held(state, kind) == wanted,
+        state,
+        f"the {kind.name.lower()} accounts do not hold the sum of their entries",
+    )
+
+
+def _collect_held(state: LedgerState, kind: AccountKind) -> dict[AccountId, int]:
+    """Give what every account holds in a kind that belongs to no hub."""
+    return {
+        owner: balance.micros
+        for owner, record in state.accounts.items()
+        for balance in record.balances
+        if balance.kind is kind
+    }
+
+
+def _require(holds: bool, state: LedgerState, broken: str) -> None:  # noqa: FBT001
+    if not holds:
+        raise InternalError(f"height {state.height}: {broken}", height=state.height)

@@ -19,7 +19,7 @@ MAX_PAST_ASKS = 16
 
 
 class Duty(IntEnum):
-    """Whether a validator takes part in the election."""
+    """Whether a validator takes part in the election; a returning one does from the next term."""
 
     LIVE = 1
     ABSENT = 2
@@ -71,6 +71,27 @@ class VoteKey(NamedTuple):
     hub: HubId
     accused: NodeId
     voter: NodeId
+
+
+class UnbondingKey(NamedTuple):
+    """Stake of an account that is released at a time; sorts by time."""
+
+    release_at_ms: int
+    account: AccountId
+
+
+class OffenceKey(NamedTuple):
+    """A validator that was punished for what it signed at a height."""
+
+    node: NodeId
+    height: int
+
+
+class ValidatorPower(NamedTuple):
+    """A consensus validator and the weight of its votes: its stake in micro-credits."""
+
+    node_id: NodeId
+    power: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +175,27 @@ class HoldRecord:
     def open_micros(self) -> int:
         """What may still be settled."""
         return self.held_micros - self.settled_micros
+
+
+@dataclass(frozen=True, slots=True)
+class JailRecord:
+    """A jailed validator: it neither votes nor clears until it returns to duty.
+
+    `until_ms` is when it may, None where it must stake anew instead.
+    """
+
+    until_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShortfallRecord:
+    """A running total that an auctioneer's allocation promised and the allowance did not cover.
+
+    `paid_micros` of it came out of that auctioneer's stake.
+    """
+
+    claimed_micros: int
+    paid_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,16 @@ from iemas.ledger.records import (
     Duty,
     HoldKey,
     HoldRecord,
+    JailRecord,
+    OffenceKey,
+    ShortfallRecord,
     TermKey,
     TermRecord,
     TotalKey,
     TotalRecord,
+    UnbondingKey,
     ValidatorKey,
+    ValidatorPower,
     ValidatorRecord,
     VoteKey,
     encode_leaf,
@@ -70,6 +75,19 @@ class LedgerState:
     votes: dict[VoteKey, int] = field(default_factory=dict)
     applied: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
     """Ids of the applied transactions by height, for a window of heights."""
+    unbonding: dict[UnbondingKey, int] = field(default_factory=dict)
+    """Micro-credits that are released at a time; together what `UNBONDING` accounts hold."""
+    validator_sets: dict[int, tuple[ValidatorPower, ...]] = field(default_factory=dict)
+    """The consensus validators from a height on, where they changed; as far as evidence goes."""
+    checkpoints: dict[int, int] = field(default_factory=dict)
+    """The times of some blocks by height: how old what was signed at a height is at most."""
+    jails: dict[NodeId, JailRecord] = field(default_factory=dict)
+    offences: dict[OffenceKey, int] = field(default_factory=dict)
+    """When double votes were punished; as far back as evidence goes."""
+    absences: dict[ValidatorKey, tuple[int, ...]] = field(default_factory=dict)
+    """In which of the last terms a validator was voted absent."""
+    shortfalls: dict[TotalKey, ShortfallRecord] = field(default_factory=dict)
+    """What providers proved that they were not paid; open terms only."""
     transfers: list[Transfer] = field(default_factory=list)
     """Journal of this copy; not part of the root."""
     _applied_ids: set[bytes] = field(default_factory=set, repr=False)
@@ -152,6 +170,47 @@ class LedgerState:
     def get_live_validators(self, hub: HubId) -> tuple[NodeId, ...]:
         """List the hub's live validators in id order."""
         return tuple(node for node in self.get_validators(hub) if self.is_live(hub, node))
+
+    def get_consensus_validators(self) -> tuple[ValidatorPower, ...]:
+        """List who votes on the next height and with what power, in id order; never empty.
+
+        Everyone with stake who is not jailed; who is only absent from a hub's election still
+        votes on blocks.
+        """
+        nodes = sorted({key.node for key in self.validators if key.node not in self.jails})
+        return tuple(ValidatorPower(node, self.get_stake_micros(node)) for node in nodes)
+
+    def get_consensus_validators_at(self, height: int) -> tuple[ValidatorPower, ...]:
+        """List who voted on a height, as far back as evidence goes; empty for older ones."""
+        start = max((start for start in self.validator_sets if start <= height), default=None)
+        return () if start is None else self.validator_sets[start]
+
+    def get_voting_time(self, height: int) -> int | None:
+        """Give a time not after the block of a height; None if evidence does not go so far back."""
+        noted = max((noted for noted in self.checkpoints if noted <= height), default=None)
+        return None if noted is None else self.checkpoints[noted]
+
+    def is_jailed(self, node: NodeId) -> bool:
+        """Tell whether the node is jailed: it neither votes on blocks nor is elected."""
+        return node in self.jails
+
+    def may_return(self, hub: HubId, node: NodeId) -> bool:
+        """Tell whether `ReturnToDuty` would let the node back into a hub's election."""
+        record, jail = self.validators.get(ValidatorKey(hub, node)), self.jails.get(node)
+        is_held = jail is not None and (jail.until_ms is None or self.time_ms < jail.until_ms)
+        return record is not None and record.duty is Duty.ABSENT and not is_held
+
+    def get_unpaid(self, key: TotalKey) -> int:
+        """Give what a provider proved and was neither settled nor paid from a slash."""
+        record = self.shortfalls.get(key)
+        if record is None:
+            return 0
+        settled_micros = self.get_settled_total(key).total_micros
+        return max(0, record.claimed_micros - record.paid_micros - settled_micros)
+
+    def get_unbonding(self, account: AccountId) -> tuple[UnbondingKey, ...]:
+        """List the account's unbonding entries, the first to be released first."""
+        return tuple(sorted(key for key in self.unbonding if key.account == account))
 
     def get_candidates(self, hub: HubId) -> tuple[Candidate, ...]:
         """List the live validators with stake and priority, in id order."""
@@ -339,6 +398,13 @@ TABLE_NAMES = (
     "totals",
     "votes",
     "applied",
+    "unbonding",
+    "validator_sets",
+    "checkpoints",
+    "jails",
+    "offences",
+    "absences",
+    "shortfalls",
 )
 
 

@@ -56,6 +56,8 @@ def close_terms(state: LedgerState, hub: HubId, oldest_open: int) -> None:
         del state.holds[hold]
     for total in [k for k in state.totals if k.hub == hub and k.term < oldest_open]:
         del state.totals[total]
+    for shortfall in [k for k in state.shortfalls if k.hub == hub and k.term < oldest_open]:
+        del state.shortfalls[shortfall]
     for ask, record in list(state.asks.items()):
         past: tuple[PastAsk, ...] = tuple(p for p in record.past if p.to_term >= oldest_open)
         if ask.hub == hub and len(past) < len(record.past):
@@ -70,10 +72,40 @@ def apply_absence(state: LedgerState, hub: HubId, accused: NodeId) -> bool:
     if state.get_live_validators(hub) == (accused,):
         return False
     state.validators[ValidatorKey(hub, accused)] = ValidatorRecord(0, Duty.ABSENT)
-    term = state.get_term(hub)
-    if accused in (term.auctioneer, term.witness):
-        apply_next_term(state, hub, state.time_ms)
+    _relieve(state, hub, accused)
     return True
+
+
+def enrol_validator(state: LedgerState, node: NodeId) -> None:
+    """Let a node that now has stake enter every hub's election with the next term.
+
+    One that is still jailed enters as absent: it left, but its time is not over.
+    """
+    duty = Duty.ABSENT if state.is_jailed(node) else Duty.RETURNING
+    for hub in state.get_hubs():
+        key = ValidatorKey(hub, node)
+        if not state.is_live(hub, node):
+            state.validators[key] = ValidatorRecord(0, duty)
+
+
+def remove_validator(state: LedgerState, node: NodeId) -> None:
+    """Take a node without stake out of every hub's election; it is no hub's last live one."""
+    for hub in state.get_hubs():
+        del state.validators[ValidatorKey(hub, node)]
+        state.absences.pop(ValidatorKey(hub, node), None)
+        _relieve(state, hub, node)
+
+
+def is_last_live(state: LedgerState, node: NodeId) -> bool:
+    """Tell whether some hub would be left without a live validator."""
+    return any(state.get_live_validators(hub) == (node,) for hub in state.get_hubs())
+
+
+def _relieve(state: LedgerState, hub: HubId, node: NodeId) -> None:
+    """Start a new term, at the time of the block being applied, if the node is on duty."""
+    term = state.get_term(hub)
+    if node in (term.auctioneer, term.witness):
+        apply_next_term(state, hub, state.time_ms)
 
 
 def is_voted_absent(state: LedgerState, hub: HubId, accused: NodeId) -> bool:

@@ -14,6 +14,7 @@ from iemas.core.auction import Allocation, Ask, SealedBid, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
 from iemas.core.types import AccountId, HubId, NodeId, require, require_id
+from iemas.core.vote import Vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,45 @@ class ReturnToDuty:
 
 
 @dataclass(frozen=True, slots=True)
-class TranscriptEvidence:
-    """A transcript that does not re-check, signed by its auctioneer: every replica re-checks it.
+class Stake:
+    """Bond available money: the sender becomes a validator, or a weightier one."""
 
-    If it is wrong, its auctioneer is taken out of the election until it returns to duty.
-    """
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class Unstake:
+    """Take stake back: it unbonds, still slashable, and is available `unbonding_ms` later."""
+
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptEvidence:
+    """A transcript that does not re-check, signed by its auctioneer: every replica re-checks it."""
 
     transcript: Signed[Transcript]
+
+
+@dataclass(frozen=True, slots=True)
+class DoubleVoteEvidence:
+    """Two signed votes of one validator for different values in one height, round and kind."""
+
+    first: Signed[Vote]
+    second: Signed[Vote]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A proof of misbehaviour that every replica can check; its sender is the reporter."""
+
+    evidence: TranscriptEvidence | DoubleVoteEvidence
 
 
 TransactionBody = (
@@ -137,7 +170,9 @@ TransactionBody = (
     | Settle
     | AbsenceVote
     | ReturnToDuty
-    | TranscriptEvidence
+    | Evidence
+    | Stake
+    | Unstake
 )
 
 
@@ -172,6 +207,10 @@ class ResultCode(IntEnum):
     OVER_RESERVATION = 11
     OVER_ALLOWANCE = 12
     INVALID_ENTRY = 13
+    BELOW_MINIMUM = 15
+    LIMIT_REACHED = 16
+    JAILED = 17
+    EXPIRED = 18
 
 
 @dataclass(frozen=True, slots=True)

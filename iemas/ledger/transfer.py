@@ -27,6 +27,7 @@ class AccountKind(IntEnum):
     ESCROW = 2
     STAKE = 3
     TREASURY = 4
+    UNBONDING = 5
 
 
 class LedgerAccount(NamedTuple):
@@ -66,6 +67,11 @@ def get_stake(owner: AccountId) -> LedgerAccount:
     return LedgerAccount(AccountKind.STAKE, owner)
 
 
+def get_unbonding(owner: AccountId) -> LedgerAccount:
+    """Name the money that leaves its owner's stake and can still be slashed."""
+    return LedgerAccount(AccountKind.UNBONDING, owner)
+
+
 class TransferReason(StrEnum):
     """Why money moved."""
 
@@ -75,6 +81,12 @@ class TransferReason(StrEnum):
     ESCROW_WITHDRAWN = "escrow_withdrawn"
     BID_FEES = "bid_fees"
     SETTLEMENT = "settlement"
+    STAKED = "staked"
+    UNSTAKED = "unstaked"
+    UNBONDED = "unbonded"
+    SLASHED = "slashed"
+    UNPAID_SETTLEMENT = "unpaid_settlement"
+    REPORTER_REWARD = "reporter_reward"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,15 @@ every replica. Source: docs/spec/ledger.md §5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import InvalidSignatureError
 from iemas.core.types import AccountId
 from iemas.ledger.rules.asks import apply_post_ask
 from iemas.ledger.rules.election import apply_absence_vote, apply_return_to_duty
-from iemas.ledger.rules.evidence import TranscriptVerifier, apply_transcript_evidence
+from iemas.ledger.rules.evidence import TranscriptVerifier, apply_evidence
 from iemas.ledger.rules.money import (
     apply_fund_escrow,
     apply_transfer_funds,
@@ -21,20 +24,23 @@ from iemas.ledger.rules.money import (
 )
 from iemas.ledger.rules.results import refuse
 from iemas.ledger.rules.settlement import apply_round_roots, apply_settle
+from iemas.ledger.rules.staking import apply_stake, apply_unstake
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
+    Evidence,
     FundEscrow,
     PostAsk,
     ResultCode,
     ReturnToDuty,
     RoundRoots,
     Settle,
+    Stake,
     Transaction,
     TransactionBody,
     TransactionResult,
-    TranscriptEvidence,
     TransferFunds,
+    Unstake,
     WithdrawEscrow,
 )
 
@@ -81,22 +87,21 @@ def apply_body(
     verify_transcript: TranscriptVerifier,
 ) -> TransactionResult:
     """Apply a transaction's body on behalf of `account`."""
-    match body:
-        case TransferFunds():
-            return apply_transfer_funds(state, account, body)
-        case FundEscrow():
-            return apply_fund_escrow(state, account, body)
-        case WithdrawEscrow():
-            return apply_withdraw_escrow(state, account, body)
-        case PostAsk():
-            return apply_post_ask(state, account, body)
-        case RoundRoots():
-            return apply_round_roots(state, account, body)
-        case Settle():
-            return apply_settle(state, account, body)
-        case AbsenceVote():
-            return apply_absence_vote(state, account, body)
-        case ReturnToDuty():
-            return apply_return_to_duty(state, account, body)
-        case TranscriptEvidence():
-            return apply_transcript_evidence(state, body, verify_transcript)
+    if isinstance(body, Evidence):
+        return apply_evidence(state, account, body, verify_transcript)
+    return RULES[type(body)](state, account, body)
+
+
+RULES: dict[type, Callable[[LedgerState, AccountId, Any], TransactionResult]] = {
+    TransferFunds: apply_transfer_funds,
+    FundEscrow: apply_fund_escrow,
+    WithdrawEscrow: apply_withdraw_escrow,
+    PostAsk: apply_post_ask,
+    RoundRoots: apply_round_roots,
+    Settle: apply_settle,
+    AbsenceVote: apply_absence_vote,
+    ReturnToDuty: apply_return_to_duty,
+    Stake: apply_stake,
+    Unstake: apply_unstake,
+}
+"""The rule of each kind of body but evidence, which needs a verifier besides."""

@@ -23,15 +23,19 @@ from iemas.core.execution import ChannelTotal
 from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketParams
 from iemas.core.types import AccountId, ChannelId, Hash, HubId, Lateness, NodeId, Prices
+from iemas.core.vote import Vote, VoteKind
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
-from iemas.ledger.block import Block, BlockHeader, compute_transactions_root
+from iemas.ledger.header import Block, BlockHeader, compute_transactions_root
 from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
+    DoubleVoteEvidence,
+    Evidence,
     SettlementEntry,
     Transaction,
     TransactionBody,
     TransactionResult,
+    TranscriptEvidence,
 )
 
 HUB = HubId("model")
@@ -39,6 +43,7 @@ START_MS = 1_800_000_000_000
 CHANNEL = ChannelId(7)
 PRICES = Prices(100, 10, 200)
 SOME_HASH = bytes(32)
+KNOWN_NAMES = ("node-1", "node-2", "node-3", "node-4", "alice", "bob", "carol")
 
 
 def make_identity(name: str) -> Identity:
@@ -113,7 +118,7 @@ class LedgerChain:
 
     def get_name(self, identifier: bytes | None) -> str:
         """Give the name behind an id that `get_id` or the genesis made."""
-        for name in ("node-1", "node-2", "node-3", "node-4", "alice", "bob"):
+        for name in KNOWN_NAMES:
             self._names.setdefault(make_identity(name).node_id, name)
         return self._names[identifier] if identifier is not None else "nobody"
 
@@ -183,6 +188,32 @@ class LedgerChain:
         if found is None:
             raise LookupError(f"term {number} is not open")
         return self.get_name(found.auctioneer)
+
+    # --- consensus messages ----------------------------------------------------------------------
+
+    def make_vote(
+        self,
+        name: str,
+        height: int,
+        block_hash: bytes | None,
+        *,
+        round_number: int = 0,
+        kind: VoteKind = VoteKind.PREVOTE,
+    ) -> Signed[Vote]:
+        """Sign a vote of a validator."""
+        value = None if block_hash is None else Hash(block_hash)
+        signed: Signed[Vote] = self.sign(name, Vote(height, round_number, kind, value))
+        return signed
+
+    def make_double_vote(self, name: str, height: int) -> Evidence:
+        """Make the evidence that a validator voted for a block and for none at a height."""
+        votes = (self.make_vote(name, height, None), self.make_vote(name, height, SOME_HASH))
+        return Evidence(DoubleVoteEvidence(*votes))
+
+    def make_transcript_evidence(self, name: str, term: int) -> Evidence:
+        """Make evidence of a transcript that a name signed; the verifier says if it is wrong."""
+        signed: Signed[Transcript] = self.sign(name, self.make_transcript(term))
+        return Evidence(TranscriptEvidence(signed))
 
     # --- market messages -------------------------------------------------------------------------
 

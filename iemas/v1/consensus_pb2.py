@@ -26,41 +26,37 @@ from iemas.v1 import ledger_pb2 as iemas_dot_v1_dot_ledger__pb2
 from iemas.v1 import types_pb2 as iemas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18iemas/v1/consensus.proto\x12\x08iemas.v1\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"R\n\x08Proposal\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12\x13\n\x0bvalid_round\x18\x04 \x01(\x12\"o\n\x04Vote\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12 \n\x04kind\x18\x03 \x01(\x0e\x32\x12.iemas.v1.VoteKind\x12\x17\n\nblock_hash\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x42\r\n\x0b_block_hash\"S\n\nDoubleVote\x12!\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\"\n\x06second\x18\x02 \x01(\x0b\x32\x12.iemas.v1.Envelope\"c\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12&\n\nprecommits\x18\x04 \x03(\x0b\x32\x12.iemas.v1.Envelope\"R\n\x0e\x43ommittedBlock\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12 \n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.iemas.v1.Commit\"<\n\x11SubmitTransaction\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"V\n\x0eProposalNotice\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x1e\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x0f.iemas.v1.Block\"/\n\nVoteNotice\x12!\n\x05votes\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope\"d\n\x0f\x43onsensusStatus\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06rounds\x18\x03 \x03(\x04\x12\x0c\n\x04held\x18\x04 \x01(\x0c\x12\x14\n\x0cwants_blocks\x18\x05 \x01(\x08\"<\n\x11\x42lockAnnouncement\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\"$\n\rBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"J\n\x0e\x42locksResponse\x12(\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x18.iemas.v1.CommittedBlock\x12\x0e\n\x06height\x18\x02 \x01(\x04\"\xdd\x01\n\nSignRecord\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x19\n\x0clocked_value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0clocked_round\x18\x05 \x01(\x12\x12\x18\n\x0bvalid_value\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x13\n\x0bvalid_round\x18\x07 \x01(\x12\x12!\n\x05votes\x18\x08 \x03(\x0b\x32\x12.iemas.v1.EnvelopeB\x0f\n\r_locked_valueB\x0e\n\x0c_valid_value\"b\n\x0bValidRecord\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08prevotes\x18\x03 \x03(\x0b\x32\x12.iemas.v1.Envelope*U\n\x08VoteKind\x12\x19\n\x15VOTE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11VOTE_KIND_PREVOTE\x10\x01\x12\x17\n\x13VOTE_KIND_PRECOMMIT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18iemas/v1/consensus.proto\x12\x08iemas.v1\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"R\n\x08Proposal\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12\x13\n\x0bvalid_round\x18\x04 \x01(\x12\"S\n\nDoubleVote\x12!\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\"\n\x06second\x18\x02 \x01(\x0b\x32\x12.iemas.v1.Envelope\"c\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12&\n\nprecommits\x18\x04 \x03(\x0b\x32\x12.iemas.v1.Envelope\"R\n\x0e\x43ommittedBlock\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12 \n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.iemas.v1.Commit\"<\n\x11SubmitTransaction\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"V\n\x0eProposalNotice\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x1e\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x0f.iemas.v1.Block\"/\n\nVoteNotice\x12!\n\x05votes\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope\"d\n\x0f\x43onsensusStatus\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06rounds\x18\x03 \x03(\x04\x12\x0c\n\x04held\x18\x04 \x01(\x0c\x12\x14\n\x0cwants_blocks\x18\x05 \x01(\x08\"<\n\x11\x42lockAnnouncement\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\"$\n\rBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"J\n\x0e\x42locksResponse\x12(\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x18.iemas.v1.CommittedBlock\x12\x0e\n\x06height\x18\x02 \x01(\x04\"\xdd\x01\n\nSignRecord\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x19\n\x0clocked_value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0clocked_round\x18\x05 \x01(\x12\x12\x18\n\x0bvalid_value\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x13\n\x0bvalid_round\x18\x07 \x01(\x12\x12!\n\x05votes\x18\x08 \x03(\x0b\x32\x12.iemas.v1.EnvelopeB\x0f\n\r_locked_valueB\x0e\n\x0c_valid_value\"b\n\x0bValidRecord\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08prevotes\x18\x03 \x03(\x0b\x32\x12.iemas.v1.Envelopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'iemas.v1.consensus_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOTEKIND']._serialized_start=1351
-  _globals['_VOTEKIND']._serialized_end=1436
   _globals['_PROPOSAL']._serialized_start=83
   _globals['_PROPOSAL']._serialized_end=165
-  _globals['_VOTE']._serialized_start=167
-  _globals['_VOTE']._serialized_end=278
-  _globals['_DOUBLEVOTE']._serialized_start=280
-  _globals['_DOUBLEVOTE']._serialized_end=363
-  _globals['_COMMIT']._serialized_start=365
-  _globals['_COMMIT']._serialized_end=464
-  _globals['_COMMITTEDBLOCK']._serialized_start=466
-  _globals['_COMMITTEDBLOCK']._serialized_end=548
-  _globals['_SUBMITTRANSACTION']._serialized_start=550
-  _globals['_SUBMITTRANSACTION']._serialized_end=610
-  _globals['_PROPOSALNOTICE']._serialized_start=612
-  _globals['_PROPOSALNOTICE']._serialized_end=698
-  _globals['_VOTENOTICE']._serialized_start=700
-  _globals['_VOTENOTICE']._serialized_end=747
-  _globals['_CONSENSUSSTATUS']._serialized_start=749
-  _globals['_CONSENSUSSTATUS']._serialized_end=849
-  _globals['_BLOCKANNOUNCEMENT']._serialized_start=851
-  _globals['_BLOCKANNOUNCEMENT']._serialized_end=911
-  _globals['_BLOCKSREQUEST']._serialized_start=913
-  _globals['_BLOCKSREQUEST']._serialized_end=949
-  _globals['_BLOCKSRESPONSE']._serialized_start=951
-  _globals['_BLOCKSRESPONSE']._serialized_end=1025
-  _globals['_SIGNRECORD']._serialized_start=1028
-  _globals['_SIGNRECORD']._serialized_end=1249
-  _globals['_VALIDRECORD']._serialized_start=1251
-  _globals['_VALIDRECORD']._serialized_end=1349
+  _globals['_DOUBLEVOTE']._serialized_start=167
+  _globals['_DOUBLEVOTE']._serialized_end=250
+  _globals['_COMMIT']._serialized_start=252
+  _globals['_COMMIT']._serialized_end=351
+  _globals['_COMMITTEDBLOCK']._serialized_start=353
+  _globals['_COMMITTEDBLOCK']._serialized_end=435
+  _globals['_SUBMITTRANSACTION']._serialized_start=437
+  _globals['_SUBMITTRANSACTION']._serialized_end=497
+  _globals['_PROPOSALNOTICE']._serialized_start=499
+  _globals['_PROPOSALNOTICE']._serialized_end=585
+  _globals['_VOTENOTICE']._serialized_start=587
+  _globals['_VOTENOTICE']._serialized_end=634
+  _globals['_CONSENSUSSTATUS']._serialized_start=636
+  _globals['_CONSENSUSSTATUS']._serialized_end=736
+  _globals['_BLOCKANNOUNCEMENT']._serialized_start=738
+  _globals['_BLOCKANNOUNCEMENT']._serialized_end=798
+  _globals['_BLOCKSREQUEST']._serialized_start=800
+  _globals['_BLOCKSREQUEST']._serialized_end=836
+  _globals['_BLOCKSRESPONSE']._serialized_start=838
+  _globals['_BLOCKSRESPONSE']._serialized_end=912
+  _globals['_SIGNRECORD']._serialized_start=915
+  _globals['_SIGNRECORD']._serialized_end=1136
+  _globals['_VALIDRECORD']._serialized_start=1138
+  _globals['_VALIDRECORD']._serialized_end=1236
 # @@protoc_insertion_point(module_scope)

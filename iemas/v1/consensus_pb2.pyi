@@ -7,7 +7,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from iemas.v1 import ledger_pb2 as _ledger_pb2
 from iemas.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -20,24 +19,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _VoteKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _VoteKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VoteKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    VOTE_KIND_UNSPECIFIED: _VoteKind.ValueType  # 0
-    VOTE_KIND_PREVOTE: _VoteKind.ValueType  # 1
-    VOTE_KIND_PRECOMMIT: _VoteKind.ValueType  # 2
-
-class VoteKind(_VoteKind, metaclass=_VoteKindEnumTypeWrapper):
-    """What a vote says: "I accept this block", or "I saw a quorum accept it"."""
-
-VOTE_KIND_UNSPECIFIED: VoteKind.ValueType  # 0
-VOTE_KIND_PREVOTE: VoteKind.ValueType  # 1
-VOTE_KIND_PRECOMMIT: VoteKind.ValueType  # 2
-Global___VoteKind: _TypeAlias = VoteKind  # noqa: Y015
 
 @_typing.final
 class Proposal(_message.Message):
@@ -70,38 +51,6 @@ class Proposal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Proposal: _TypeAlias = Proposal  # noqa: Y015
-
-@_typing.final
-class Vote(_message.Message):
-    """A validator's vote in one round, for a block by its hash or for none."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HEIGHT_FIELD_NUMBER: _builtins.int
-    ROUND_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    BLOCK_HASH_FIELD_NUMBER: _builtins.int
-    height: _builtins.int
-    round: _builtins.int
-    kind: Global___VoteKind.ValueType
-    block_hash: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        height: _builtins.int = ...,
-        round: _builtins.int = ...,
-        kind: Global___VoteKind.ValueType = ...,
-        block_hash: _builtins.bytes | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_hash", b"_block_hash", "block_hash", b"block_hash"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_hash", b"_block_hash", "block_hash", b"block_hash", "height", b"height", "kind", b"kind", "round", b"round"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__block_hash: _TypeAlias = _typing.Literal["block_hash"]  # noqa: Y015
-    _WhichOneofArgType__block_hash: _TypeAlias = _typing.Literal["_block_hash", b"_block_hash"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_hash) -> _WhichOneofReturnType__block_hash | None: ...
-
-Global___Vote: _TypeAlias = Vote  # noqa: Y015
 
 @_typing.final
 class DoubleVote(_message.Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from iemas.core.types import AccountId, NodeId
+from iemas.ledger.jail import record_absence
 from iemas.ledger.records import Duty, ValidatorKey, VoteKey
 from iemas.ledger.rules.results import OK, refuse
 from iemas.ledger.state import LedgerState
@@ -33,13 +34,14 @@ def apply_absence_vote(
     state.votes[key] = body.term
     if is_voted_absent(state, hub, body.validator):
         apply_absence(state, hub, body.validator)
+        record_absence(state, hub, body.validator, body.term)
     return OK
 
 
 def apply_return_to_duty(
     state: LedgerState, account: AccountId, body: ReturnToDuty
 ) -> TransactionResult:
-    """Let an absent validator take part again from the next term on."""
+    """Let an absent or jailed validator take part again from the next term on."""
     if body.hub not in state.current_terms:
         return refuse(ResultCode.UNKNOWN_HUB)
     key = ValidatorKey(body.hub, NodeId(account))
@@ -48,5 +50,10 @@ def apply_return_to_duty(
         return refuse(ResultCode.NOT_VALIDATOR)
     if record.duty is not Duty.ABSENT:
         return refuse(ResultCode.ALREADY_DONE, "the validator is not absent")
+    if not state.may_return(body.hub, key.node):
+        jail = state.jails[key.node]
+        wanted = "stake anew" if jail.until_ms is None else f"jailed until {jail.until_ms}"
+        return refuse(ResultCode.JAILED, wanted)
+    state.jails.pop(key.node, None)
     state.validators[key] = replace(record, duty=Duty.RETURNING)
     return OK

@@ -8,7 +8,14 @@ from dataclasses import replace
 from iemas.core.auction import SealedBid
 from iemas.core.envelope import Signed
 from iemas.core.types import AccountId, ChannelId, NodeId
-from iemas.ledger.records import HoldKey, TermKey, TermRecord, TotalKey, TotalRecord
+from iemas.ledger.records import (
+    HoldKey,
+    ShortfallRecord,
+    TermKey,
+    TermRecord,
+    TotalKey,
+    TotalRecord,
+)
 from iemas.ledger.rules.results import find_term, format_failures, is_signed_by, refuse
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
@@ -25,6 +32,9 @@ from iemas.ledger.transfer import (
     get_available,
     get_escrow,
 )
+
+MAX_SHORTFALLS = 1000
+"""How many unpaid totals are remembered of one term."""
 
 
 def apply_round_roots(
@@ -113,10 +123,22 @@ def apply_settlement_entry(
         return ResultCode.OVER_RESERVATION
     due_micros = total.total_micros - settled.total_micros
     if due_micros > state.get_settleable(total.hub, total.account, total.term):
+        _record_shortfall(state, key, total.total_micros)
         return ResultCode.OVER_ALLOWANCE
     _pay_settlement(state, key, due_micros)
     state.totals[key] = TotalRecord(total.sequence, total.total_micros)
     return ResultCode.OK
+
+
+def _record_shortfall(state: LedgerState, key: TotalKey, total_micros: int) -> None:
+    """Remember what the auctioneer allocated beyond the allowance; slashed money pays it."""
+    known = state.shortfalls.get(key)
+    if known is None:
+        in_term = sum((k.hub, k.term) == (key.hub, key.term) for k in state.shortfalls)
+        if in_term < MAX_SHORTFALLS:
+            state.shortfalls[key] = ShortfallRecord(total_micros)
+    elif total_micros > known.claimed_micros:
+        state.shortfalls[key] = replace(known, claimed_micros=total_micros)
 
 
 def _check_entry(

@@ -1,6 +1,6 @@
 """Random transactions, valid and invalid, on two replicas: what must hold after every block.
 
-Source: docs/spec/ledger.md §6.
+Source: docs/spec/ledger.md §8.
 """
 
 from __future__ import annotations
@@ -28,17 +28,29 @@ from iemas.ledger.transaction import (
     ReturnToDuty,
     RoundRoots,
     Settle,
+    Stake,
     Transaction,
     TransactionBody,
-    TranscriptEvidence,
     TransferFunds,
+    Unstake,
     WithdrawEscrow,
 )
 from iemas.testing.chain import LedgerChain, make_genesis
 
 VALIDATORS = ("node-1", "node-2", "node-3")
 PEOPLE = (*VALIDATORS, "alice", "bob", "carol")
-PARAMS = MarketParams(settle_terms=2, bid_fee_micros=3)
+PARAMS = MarketParams(
+    settle_terms=2,
+    bid_fee_micros=3,
+    min_stake_micros=300,
+    max_validators=5,
+    evidence_window_ms=15_000,
+    unbonding_ms=25_000,
+    double_vote_slash_ppm=333_333,
+    transcript_slash_ppm=111_111,
+    absence_limit=2,
+    jail_ms=15_000,
+)
 
 names = st.sampled_from(PEOPLE)
 validators = st.sampled_from(VALIDATORS)
@@ -88,6 +100,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(sender=names, hub=hubs, amount=amounts)
     def withdraw(self, sender: str, hub: HubId, amount: int) -> None:
         self.add(sender, WithdrawEscrow(hub, amount))
+
+    @rule(sender=names, amount=amounts)
+    def stake(self, sender: str, amount: int) -> None:
+        self.add(sender, Stake(amount))
+
+    @rule(sender=names, amount=st.one_of(amounts, st.just(1_000)))
+    def unstake(self, sender: str, amount: int) -> None:
+        self.add(sender, Unstake(amount))
 
     @rule(sender=names, hub=hubs, price=st.integers(1, 5))
     def ask(self, sender: str, hub: HubId, price: int) -> None:
@@ -154,10 +174,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(sender=names, back=terms_back)
     def accuse(self, sender: str, back: int) -> None:
         term = self.find_term(back)
-        transcript: Any = self.chain.sign(
-            self.find_auctioneer(term), self.chain.make_transcript(term)
-        )
-        self.add(sender, TranscriptEvidence(transcript))
+        self.add(sender, self.chain.make_transcript_evidence(self.find_auctioneer(term), term))
+
+    @rule(sender=names, accused=names, back=st.integers(-1, 6))
+    def prove_double_vote(self, sender: str, accused: str, back: int) -> None:
+        height = max(1, self.chain.state.height - back)
+        self.add(sender, self.chain.make_double_vote(accused, height))
 
     @rule(sender=names, thief=names)
     def steal(self, sender: str, thief: str) -> None:
@@ -227,6 +249,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert state.is_live(self.chain.hub, term.auctioneer)
         assert term.witness != term.auctioneer
         assert term.witness is None or state.is_live(self.chain.hub, term.witness)
+
+    @invariant()
+    def somebody_votes_and_past_voters_are_known(self) -> None:
+        state = self.chain.state
+        members = state.get_consensus_validators()
+        assert members
+        assert all(power > 0 for _, power in members)
+        assert state.get_consensus_validators_at(state.height + 1) == members
 
     @invariant()
     def a_snapshot_has_the_same_root(self) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from iemas.core.errors import InvalidTranscriptError
 from iemas.core.types import HubId
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import AbsenceVote, ResultCode, ReturnToDuty, TranscriptEvidence
+from iemas.ledger.transaction import (
+    AbsenceVote,
+    ResultCode,
+    ReturnToDuty,
+)
 from iemas.testing.chain import LedgerChain, make_genesis
 
 
@@ -162,15 +165,10 @@ def find_wrong(transcript: object, state: LedgerState) -> None:
     raise InvalidTranscriptError("the matching is not optimal")
 
 
-def make_evidence(chain: LedgerChain, signer: str, term: int = 0) -> TranscriptEvidence:
-    transcript: Any = chain.sign(signer, chain.make_transcript(term))
-    return TranscriptEvidence(transcript)
-
-
 def test_a_wrong_transcript_takes_its_auctioneer_out() -> None:
     chain = LedgerChain(verify_transcript=find_wrong)
     auctioneer = chain.get_auctioneer()
-    result = chain.submit("alice", make_evidence(chain, auctioneer))
+    result = chain.submit("alice", chain.make_transcript_evidence(auctioneer, 0))
     assert (result.code, result.detail) == (ResultCode.OK, "InvalidTranscriptError")
     assert not chain.state.is_live(chain.hub, chain.get_node(auctioneer))
     assert chain.state.get_term(chain.hub).number == 1
@@ -178,7 +176,7 @@ def test_a_wrong_transcript_takes_its_auctioneer_out() -> None:
 
 def test_a_right_transcript_is_no_evidence(chain: LedgerChain) -> None:
     auctioneer = chain.get_auctioneer()
-    result = chain.submit("alice", make_evidence(chain, auctioneer))
+    result = chain.submit("alice", chain.make_transcript_evidence(auctioneer, 0))
     assert result.code is ResultCode.INVALID_ENTRY
     assert chain.state.is_live(chain.hub, chain.get_node(auctioneer))
 
@@ -186,29 +184,29 @@ def test_a_right_transcript_is_no_evidence(chain: LedgerChain) -> None:
 def test_a_transcript_of_someone_else_proves_nothing() -> None:
     chain = LedgerChain(verify_transcript=find_wrong)
     _, witness, _ = get_duties(chain)
-    result = chain.submit("alice", make_evidence(chain, witness))
+    result = chain.submit("alice", chain.make_transcript_evidence(witness, 0))
     assert result.code is ResultCode.NOT_AUCTIONEER
 
 
 def test_evidence_of_one_term_convicts_once() -> None:
     chain = LedgerChain(verify_transcript=find_wrong)
     auctioneer = chain.get_auctioneer()
-    chain.submit("alice", make_evidence(chain, auctioneer))
+    chain.submit("alice", chain.make_transcript_evidence(auctioneer, 0))
     chain.submit(auctioneer, ReturnToDuty(chain.hub))
     chain.end_term()
-    result = chain.submit("alice", make_evidence(chain, auctioneer))
+    result = chain.submit("alice", chain.make_transcript_evidence(auctioneer, 0))
     assert result.code is ResultCode.ALREADY_DONE
     assert chain.state.is_live(chain.hub, chain.get_node(auctioneer))
 
 
 def test_evidence_about_an_unknown_term_is_refused() -> None:
     chain = LedgerChain(verify_transcript=find_wrong)
-    result = chain.submit("alice", make_evidence(chain, "node-1", term=50))
+    result = chain.submit("alice", chain.make_transcript_evidence("node-1", 50))
     assert result.code is ResultCode.UNKNOWN_TERM
 
 
 def test_evidence_never_empties_the_hub() -> None:
     chain = LedgerChain(make_genesis(validators=["node-1"]), verify_transcript=find_wrong)
-    result = chain.submit("alice", make_evidence(chain, "node-1"))
+    result = chain.submit("alice", chain.make_transcript_evidence("node-1", 0))
     assert result.code is ResultCode.OK
     assert chain.state.get_live_validators(chain.hub) == (chain.get_node("node-1"),)

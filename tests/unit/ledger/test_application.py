@@ -16,7 +16,7 @@ from iemas.ledger.application import (
     MAX_BLOCK_TRANSACTIONS,
     LedgerApplication,
 )
-from iemas.ledger.block import Block
+from iemas.ledger.header import Block
 from iemas.ledger.transaction import FundEscrow, ResultCode, TransferFunds
 from iemas.testing.chain import LedgerChain, accept_transcript
 

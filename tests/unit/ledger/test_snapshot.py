@@ -7,23 +7,45 @@ import pytest
 from iemas.core.auction import Ask
 from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.errors import InvalidBlockError, LocalProtocolError, MalformedMessageError
+from iemas.core.params import MarketParams
 from iemas.core.types import Hash
 from iemas.ledger import snapshot as snapshots
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.snapshot import Snapshot, decode_state, encode_state
-from iemas.ledger.transaction import AbsenceVote, FundEscrow, PostAsk, ResultCode, Settle
-from iemas.testing.chain import PRICES, LedgerChain, accept_transcript
+from iemas.ledger.transaction import (
+    AbsenceVote,
+    FundEscrow,
+    PostAsk,
+    ResultCode,
+    ReturnToDuty,
+    Settle,
+    Stake,
+    Unstake,
+)
+from iemas.testing.chain import PRICES, LedgerChain, accept_transcript, make_genesis
+
+PARAMS = MarketParams(min_stake_micros=500)
 
 
 @pytest.fixture
-def busy(chain: LedgerChain) -> LedgerChain:
+def busy() -> LedgerChain:
     """A chain with something in every table."""
+    chain = LedgerChain(make_genesis(params=PARAMS))
     chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
     chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
-    chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", 0, 900),)))
+    chain.submit("alice", Stake(2 * PARAMS.min_stake_micros))
+    chain.submit("alice", Unstake(PARAMS.min_stake_micros))
+    chain.submit("bob", chain.make_double_vote("node-2", 1))
     chain.end_term()
     term = chain.state.get_term(chain.hub).number
-    chain.submit("node-1", AbsenceVote(chain.hub, term, chain.get_node("node-2")))
+    for voter in ("node-1", "alice"):
+        chain.submit(voter, AbsenceVote(chain.hub, term, chain.get_node("node-3")))
+    chain.submit("node-3", ReturnToDuty(chain.hub))
+    chain.end_term()
+    term = chain.state.get_term(chain.hub).number
+    chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", term, 900),)))
+    chain.submit("node-2", Settle((chain.make_entry("alice", "node-2", term, 900_000),)))
+    chain.submit("alice", AbsenceVote(chain.hub, term, chain.get_node("node-1")))
     return chain
 
 

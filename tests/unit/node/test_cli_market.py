@@ -20,6 +20,7 @@ from node.local_market.plan import CUSTOMER, load_plan, parse_assignments, parse
 def make_plan(folder: MarketHome, **changes: object) -> MarketPlan:
     arguments: dict[str, object] = {
         "nodes": None,
+        "validators": None,
         "backends": [],
         "kv_events": [],
         "kv_replay": [],
@@ -41,7 +42,7 @@ def home(tmp_path: Path) -> MarketHome:
 
 def test_params_are_read_by_their_kinds() -> None:
     texts = parse_assignments(["term_ms=5000", "cache_affinity=false", "mode=client"])
-    assert parse_params(texts) == MarketParams(term_ms=5000, cache_affinity=False)
+    assert parse_params(texts) == MarketParams(term_ms=5000, cache_affinity=False, mode="client")
 
 
 @pytest.mark.parametrize(

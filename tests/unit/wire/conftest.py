@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from iemas import wire
 from iemas.consensus.messages import ConsensusStatus
-from iemas.consensus.voting import NO_ROUND, DoubleVote, Proposal, Vote, VoteKind
+from iemas.consensus.voting import NO_ROUND, DoubleVote, Proposal
 from iemas.core.auction import N_SCENARIOS, Allocation, Scenario, Transcript
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
@@ -21,6 +21,7 @@ from iemas.core.execution import Receipt
 from iemas.core.merkle import InclusionProof
 from iemas.core.params import CLEARING_MODES, Genesis, MarketParams
 from iemas.core.report import CacheDigest
+from iemas.core.vote import Vote, VoteKind
 
 
 def list_message_classes() -> list[type]:
@@ -49,6 +50,13 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (InclusionProof, "index"): st.integers(0, 99),
     (InclusionProof, "size"): st.integers(100, 2**63 - 1),
     (MarketParams, "mode"): st.sampled_from(CLEARING_MODES),
+    (MarketParams, "evidence_window_ms"): st.integers(1, 100),
+    (MarketParams, "unbonding_ms"): st.integers(101, 10**6),
+    **{
+        (MarketParams, name): st.integers(1, 50_000)
+        for name in MarketParams.__dataclass_fields__
+        if name.endswith("_ppm")
+    },
     (Transcript, "scenarios"): st.tuples(
         *[st.builds(Scenario, st.integers(1, 10**7), *[st.integers(-(10**8), 10**8)] * 2)]
         * N_SCENARIOS

@@ -58,10 +58,11 @@ def assert_field_agrees(annotation: Any, field: FieldDescriptor) -> None:
         assert not field.is_repeated
     if typing.get_origin(annotation) in {types.UnionType, typing.Union}:
         (annotation,) = (
-            member for member in typing.get_args(annotation) if member is not types.NoneType
+            wire._strip_newtype(member)
+            for member in typing.get_args(annotation)
+            if member is not types.NoneType
         )
         assert field.has_presence
-        annotation = wire._strip_newtype(annotation)
     if annotation is bool:
         assert field.type == FieldDescriptor.TYPE_BOOL
     elif annotation is int:

@@ -1,0 +1,48 @@
+"""What a block does besides its transactions: what falls due before them, what is noted after.
+
+Source: docs/spec/ledger.md §3; cometbft `spec/abci`: BeginBlock and EndBlock of ABCI 1.0.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from iemas.ledger.jail import forget_served_jails
+from iemas.ledger.rules.staking import release_unbonded
+from iemas.ledger.state import LedgerState
+from iemas.ledger.terms import apply_due_terms
+
+CHECKPOINTS = 64
+"""Into how many parts checkpoints divide the evidence window."""
+
+
+def begin_block(state: LedgerState) -> None:
+    """Do what has fallen due by the time of the block being applied."""
+    _set_checkpoint(state)
+    release_unbonded(state, state.time_ms)
+    forget_served_jails(state)
+    apply_due_terms(state, state.time_ms)
+
+
+def end_block(state: LedgerState) -> None:
+    """Note who votes on the next height, if that has changed."""
+    members = state.get_consensus_validators()
+    if members != state.get_consensus_validators_at(state.height + 1):
+        state.validator_sets[state.height + 1] = members
+
+
+def _set_checkpoint(state: LedgerState) -> None:
+    """Note height and time now and then; forget what is out of the evidence window."""
+    window_ms = state.params.evidence_window_ms
+    for height in [h for h, t in state.checkpoints.items() if t + window_ms < state.time_ms]:
+        del state.checkpoints[height]
+    last_ms = max(state.checkpoints.values(), default=None)
+    if last_ms is None or state.time_ms >= last_ms + window_ms // CHECKPOINTS:
+        state.checkpoints[state.height] = state.time_ms
+    oldest = min(state.checkpoints)
+    starts = sorted(state.validator_sets)
+    for start, following in pairwise(starts):
+        if following <= oldest:
+            del state.validator_sets[start]
+    for offence in [key for key in state.offences if key.height < oldest]:
+        del state.offences[offence]
