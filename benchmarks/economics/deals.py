@@ -325,9 +325,8 @@ class Play:
         return np.where(np.arange(late.shape[1]) < self.counts[:, None], late, 0)
 
     def weigh(self, lateness: Lateness) -> FloatArray:
-        """Give late_j of every token, in 0..1."""
-        share: FloatArray = self.weigh_ppm(lateness) / PPM
-        return share
+        """Give late_j of every token, in 0..1; read-only."""
+        return _weigh(self, lateness)
 
     def sum_up(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
         """Sum up what the first n tokens bring, n = 0..longest; the first brings the prompt's.
@@ -348,6 +347,14 @@ class Play:
         costs = self.sum_up(np.zeros(len(there)), prices[2] * there)
         total: FloatArray = costs + np.dot(prices[:2], prompt)
         return total
+
+
+@lru_cache(maxsize=64)
+def _weigh(played: Play, lateness: Lateness) -> FloatArray:
+    """Weigh a play's tokens once, as every rule and policy asks for the same."""
+    late: FloatArray = played.weigh_ppm(lateness) / PPM
+    late.setflags(write=False)
+    return late
 
 
 def play(deal: Deal, outcomes: Outcomes) -> Play:
