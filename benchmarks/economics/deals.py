@@ -12,10 +12,10 @@ Rules of settlement:
     one_factor  one lateness factor on the whole total, ρ from separate expectations: the rule of
                 the first version, to see that what is measured here does find gains
     capped      min(ρ·a, b·late) a token
-    shifted     `capped` as far as one deadline and decay a task can express it
     ended       `settled`, where prices are made for answers that end as soon as a token is not
                 worth what it costs, b·late < a
     counted     `capped` with such prices
+    shifted     `counted` as far as one deadline and decay a task can express it
 
 Money is in hundredths of a micro-credit, so that rounding does not show. Source:
 docs/spec/auction.md §7 and §8.
@@ -458,11 +458,6 @@ def pay_capped(deal: Deal, played: Play) -> FloatArray:
     return _pay_capped_at(deal, played, _fit(deal, _pay_capped_at, deal.price_micros))
 
 
-def pay_shifted(deal: Deal, played: Play) -> FloatArray:
-    """Sum up `capped` as far as one deadline and decay for all kinds can express it."""
-    return _pay_shifted_at(deal, played, _fit(deal, _pay_shifted_at, deal.price_micros))
-
-
 def find_worthwhile(deal: Deal, played: Play) -> IntArray:
     """Count the output tokens that are worth what they cost, b·late ≥ a: the first ones, if any.
 
@@ -507,11 +502,17 @@ def pay_counted(deal: Deal, played: Play) -> FloatArray:
     return _pay_capped_at(deal, played, scale)
 
 
+def pay_shifted(deal: Deal, played: Play) -> FloatArray:
+    """Sum up `counted` as far as one deadline and decay for all kinds can express it."""
+    scale = _fit(deal, _pay_shifted_at, _compute_ended_price(deal), ended=True)
+    return _pay_shifted_at(deal, played, scale)
+
+
 RULES: Final[dict[str, Rule]] = {
     "settled": pay_settled,
     "one_factor": pay_one_factor,
     "capped": pay_capped,
-    "shifted": pay_shifted,
     "ended": pay_ended,
     "counted": pay_counted,
+    "shifted": pay_shifted,
 }

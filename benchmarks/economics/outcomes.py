@@ -459,8 +459,8 @@ def measure_stopping_early(study: Study, tasks: int) -> list[Row]:
 
     best: at the token from which on the rest costs more than it brings, which the time alone tells.
     fixed: after a number of tokens, the best for all deals. first: after the first token. All
-    compared to serving whole answers; `ended` and `counted` to ending them where b·late < a, as
-    is priced there.
+    compared to serving whole answers; `ended`, `counted` and `shifted` to ending them where
+    b·late < a, as is priced there.
     lost: what the requester loses by `best`. social: what both together gain by it. profit: of
     serving whole answers. `_of_surplus`: as a share of Σ w.
     """
@@ -488,7 +488,7 @@ def _stop(deals: Sequence[Deal], plays: Sequence[Play], rule: str) -> Row:
         last = profit.shape[1] - 1
         stops = last - (profit + 1e-6 * np.arange(last + 1))[:, ::-1].argmax(axis=1)
         whole = np.full(len(stops), profit.shape[1] - 1)
-        if rule in {"ended", "counted"}:
+        if rule in {"ended", "counted", "shifted"}:
             whole = find_worthwhile(deal, played)
         base, best = pick(profit, whole), pick(profit, stops)
         gain = best - base

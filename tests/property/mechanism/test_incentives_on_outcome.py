@@ -158,6 +158,7 @@ def test_what_stopping_early_gains_is_what_the_rules_leave_to_it(tables: dict[st
             best = {rule: row["best"] for rule, row in rules.items()}
             assert abs(best["counted"]) < 1e-6
             assert -1e-6 < best["ended"] < 0.05
+            assert -1e-6 < best["shifted"] < 0.05
             assert best["capped"] <= best["settled"] + 1e-6
             assert abs(rules["capped"]["lost"]) < 1e-6
             if kind != "none":
