@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks._report import add_json_option, write_report
-from benchmarks.economics import report
+from benchmarks.economics import outcomes, report
 from benchmarks.economics.equilibrium import find_equilibrium
 from benchmarks.economics.plots import draw_all
 from benchmarks.economics.study import (
@@ -37,7 +35,6 @@ from benchmarks.economics.traces import DATA
 from iemas.core.params import CLEARING_MODES
 
 Job = Callable[[], Any]
-OUTCOMES = "benchmarks.economics.outcomes"
 
 
 def say(text: str) -> None:
@@ -74,9 +71,6 @@ def list_equilibria(tasks: Sequence[MarketTask]) -> list[Job]:
 
 def run_outcomes(seed: int) -> dict[str, Any]:
     """Run the study of outcomes, which reads a trace."""
-    if find_spec(OUTCOMES) is None:
-        return {"skipped": "not there"}
-    outcomes = import_module(OUTCOMES)
     try:
         tables: dict[str, Any] = outcomes.run(seed=seed)
     except FileNotFoundError as error:

@@ -12,10 +12,10 @@ Rules of settlement:
     one_factor  one lateness factor on the whole total, ρ from separate expectations: the rule of
                 the first version, to see that what is measured here does find gains
     capped      min(ρ·a, b·late) a token
-    shifted     `capped` as far as one deadline and decay a task can express it
     ended       `settled`, where prices are made for answers that end as soon as a token is not
                 worth what it costs, b·late < a
     counted     `capped` with such prices
+    shifted     `counted` as far as one deadline and decay a task can express it
 
 Money is in hundredths of a micro-credit, so that rounding does not show. Source:
 docs/spec/auction.md §7 and §8.
@@ -325,9 +325,8 @@ class Play:
         return np.where(np.arange(late.shape[1]) < self.counts[:, None], late, 0)
 
     def weigh(self, lateness: Lateness) -> FloatArray:
-        """Give late_j of every token, in 0..1."""
-        share: FloatArray = self.weigh_ppm(lateness) / PPM
-        return share
+        """Give late_j of every token, in 0..1; read-only."""
+        return _weigh(self, lateness)
 
     def sum_up(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
         """Sum up what the first n tokens bring, n = 0..longest; the first brings the prompt's.
@@ -348,6 +347,14 @@ class Play:
         costs = self.sum_up(np.zeros(len(there)), prices[2] * there)
         total: FloatArray = costs + np.dot(prices[:2], prompt)
         return total
+
+
+@lru_cache(maxsize=64)
+def _weigh(played: Play, lateness: Lateness) -> FloatArray:
+    """Weigh a play's tokens once, as every rule and policy asks for the same."""
+    late: FloatArray = played.weigh_ppm(lateness) / PPM
+    late.setflags(write=False)
+    return late
 
 
 def play(deal: Deal, outcomes: Outcomes) -> Play:
@@ -451,11 +458,6 @@ def pay_capped(deal: Deal, played: Play) -> FloatArray:
     return _pay_capped_at(deal, played, _fit(deal, _pay_capped_at, deal.price_micros))
 
 
-def pay_shifted(deal: Deal, played: Play) -> FloatArray:
-    """Sum up `capped` as far as one deadline and decay for all kinds can express it."""
-    return _pay_shifted_at(deal, played, _fit(deal, _pay_shifted_at, deal.price_micros))
-
-
 def find_worthwhile(deal: Deal, played: Play) -> IntArray:
     """Count the output tokens that are worth what they cost, b·late ≥ a: the first ones, if any.
 
@@ -500,11 +502,17 @@ def pay_counted(deal: Deal, played: Play) -> FloatArray:
     return _pay_capped_at(deal, played, scale)
 
 
+def pay_shifted(deal: Deal, played: Play) -> FloatArray:
+    """Sum up `counted` as far as one deadline and decay for all kinds can express it."""
+    scale = _fit(deal, _pay_shifted_at, _compute_ended_price(deal), ended=True)
+    return _pay_shifted_at(deal, played, scale)
+
+
 RULES: Final[dict[str, Rule]] = {
     "settled": pay_settled,
     "one_factor": pay_one_factor,
     "capped": pay_capped,
-    "shifted": pay_shifted,
     "ended": pay_ended,
     "counted": pay_counted,
+    "shifted": pay_shifted,
 }

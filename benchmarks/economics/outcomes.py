@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import ENOENT
 from pathlib import Path
@@ -210,7 +210,7 @@ def list_policies(played: Play, lateness: Lateness) -> Iterator[tuple[str, IntAr
 
 def sum_worth(deal: Deal, played: Play, truth: Bid) -> FloatArray:
     """Sum up what a deal's tokens are truly worth; none beyond the `max_tokens` of the truth."""
-    late = played.weigh(truth.lateness)
+    late = played.weigh(truth.lateness).copy()
     late[:, truth.max_tokens :] = 0.0
     return played.sum_linear(to_array(truth.prices), deal.prompt, late)
 
@@ -459,8 +459,8 @@ def measure_stopping_early(study: Study, tasks: int) -> list[Row]:
 
     best: at the token from which on the rest costs more than it brings, which the time alone tells.
     fixed: after a number of tokens, the best for all deals. first: after the first token. All
-    compared to serving whole answers; `ended` and `counted` to ending them where b·late < a, as
-    is priced there.
+    compared to serving whole answers; `ended`, `counted` and `shifted` to ending them where
+    b·late < a, as is priced there.
     lost: what the requester loses by `best`. social: what both together gain by it. profit: of
     serving whole answers. `_of_surplus`: as a share of Σ w.
     """
@@ -488,7 +488,7 @@ def _stop(deals: Sequence[Deal], plays: Sequence[Play], rule: str) -> Row:
         last = profit.shape[1] - 1
         stops = last - (profit + 1e-6 * np.arange(last + 1))[:, ::-1].argmax(axis=1)
         whole = np.full(len(stops), profit.shape[1] - 1)
-        if rule in {"ended", "counted"}:
+        if rule in {"ended", "counted", "shifted"}:
             whole = find_worthwhile(deal, played)
         base, best = pick(profit, whole), pick(profit, stops)
         gain = best - base
@@ -630,7 +630,9 @@ def measure_hidden_length(study: Study, markets: int) -> dict[str, list[Row]]:
             where = {"market": size, "truth": name, "markets": markets}
             if name in {"predicted", "real x 1.0"}:
                 requesters += [where | row for row in _know_own_length(drawn, lengths)]
-            providers += [where | row for row in _know_all_lengths(drawn, lengths)]
+        providers += [
+            {"market": size, "markets": markets} | row for row in _know_all_lengths(drawn, truths)
+        ]
     return {"requester": requesters, "provider": providers}
 
 
@@ -710,34 +712,38 @@ def _tabulate_declarations(
     return utility, paid
 
 
-def _know_all_lengths(drawn: Sequence[Market], truth: IntArray | None) -> list[Row]:
+def _know_all_lengths(drawn: Sequence[Market], truths: Mapping[str, IntArray | None]) -> list[Row]:
     """Let the first provider shape its ask, knowing how long answers truly are."""
-    tallies = {mode: Tally() for mode in CLEARING_MODES}
-    prices: dict[str, list[float]] = {mode: [] for mode in CLEARING_MODES}
+    keys = [(name, mode) for name in truths for mode in CLEARING_MODES]
+    tallies = {key: Tally() for key in keys}
+    prices: dict[tuple[str, str], list[float]] = {key: [] for key in keys}
     for market in drawn:
-        profit, paid = _tabulate_asks(market, _get_lengths(market, truth))
-        for mode, values in profit.items():
-            prices[mode].append(paid[mode])
-            tallies[mode].add("honest", float(values[0]))
-            tallies[mode].add("best", float(values.max() - values[0]))
+        profit, paid = _tabulate_asks(market, truths)
+        for key, values in profit.items():
+            prices[key].append(paid[key[1]])
+            tallies[key].add("honest", float(values[0]))
+            tallies[key].add("best", float(values.max() - values[0]))
             for (prompt, output), value in zip(SHAPES, values.tolist(), strict=True):
-                tallies[mode].add(f"fixed_{prompt}_{output}", value - float(values[0]))
+                tallies[key].add(f"fixed_{prompt}_{output}", value - float(values[0]))
     rows = []
-    for mode, tally in tallies.items():
-        fixed = tally.get_best("fixed_")
+    for (name, mode), tally in tallies.items():
+        fixed, base = tally.get_best("fixed_"), prices[name, mode]
         rows.append(
-            {"mode": mode, "best_fixed": fixed.removeprefix("fixed_")}
-            | tally.get_share("honest", prices[mode])
-            | tally.get_share("best", prices[mode])
-            | tally.get_share(fixed, prices[mode], "fixed")
+            {"truth": name, "mode": mode, "best_fixed": fixed.removeprefix("fixed_")}
+            | tally.get_share("honest", base)
+            | tally.get_share("best", base)
+            | tally.get_share(fixed, base, "fixed")
         )
     return rows
 
 
 def _tabulate_asks(
-    market: Market, lengths: IntArray
-) -> tuple[dict[str, FloatArray], dict[str, float]]:
-    """Give the first provider's profit by mode and shape of its ask, and its honest prices."""
+    market: Market, truths: Mapping[str, IntArray | None]
+) -> tuple[dict[tuple[str, str], FloatArray], dict[str, float]]:
+    """Give the first provider's profit by truth and mode, a shape of its ask each.
+
+    Also its honest prices by mode.
+    """
     own = market.sellers[0]
     cost = to_array(own.cost)
     asks = [make_prices(cost * np.array([prompt, prompt, output])) for prompt, output in SHAPES]
@@ -747,7 +753,8 @@ def _tabulate_asks(
         [offer(ask, own.qos) for ask in asks],
         np.repeat(market.blocks[:, :1], len(asks), axis=1),
     )
-    profit = {mode: np.zeros(len(asks)) for mode in CLEARING_MODES}
+    lengths = {name: _get_lengths(market, truth) for name, truth in truths.items()}
+    profit = {(name, mode): np.zeros(len(asks)) for name in truths for mode in CLEARING_MODES}
     paid = dict.fromkeys(CLEARING_MODES, 0.0)
     for n, ask in enumerate(asks):
         declared = welfare.copy()
@@ -756,12 +763,13 @@ def _tabulate_asks(
         for task in np.flatnonzero(clearing.assignment == 0).tolist():
             bid = market.bids[task]
             deal = make_deal(bid, Seller(ask, own.qos), market.scenarios, columns, (task, n))
-            tokens = float(np.minimum(lengths, bid.max_tokens).mean())
             for mode in CLEARING_MODES:
                 priced = deal.at(deal.cost_micros + int(surcharges[mode][task]))
-                net = to_array(priced.rates) - cost
-                profit[mode][n] += float(np.dot(net, [*deal.prompt, tokens]))
                 paid[mode] += priced.price_micros if n == 0 else 0.0
+                net = to_array(priced.rates) - cost
+                for name, true in lengths.items():
+                    tokens = float(np.minimum(true, bid.max_tokens).mean())
+                    profit[name, mode][n] += float(np.dot(net, [*deal.prompt, tokens]))
     return profit, paid
 
 
@@ -865,14 +873,16 @@ def _profit_of_claim(market: Market, claim: float, *, learnt: bool) -> tuple[flo
 # --- all of it -----------------------------------------------------------------------------------
 
 
-def run(seed: int = 1, tasks: int = 36, lengths: IntArray | None = None) -> dict[str, Any]:
+def run(
+    seed: int = 1, tasks: int = 36, markets: int = 12, lengths: IntArray | None = None
+) -> dict[str, Any]:
     """Run the study.
 
-    tasks: deals a row; a third as many markets. lengths: of answers, by default those of the trace.
+    tasks: deals behind each row. markets: markets of each size. lengths: of answers, by default
+    those of the trace.
     Raises: FileNotFoundError where the trace is not there.
     """
     study = Study.of(load_lengths() if lengths is None else lengths, seed)
-    markets = max(2, tasks // 3)
     return {
         "expectation": measure_expectation(study, tasks),
         "early_cancelling": measure_early_cancelling(study, tasks),
@@ -890,15 +900,16 @@ def main() -> None:
     add_json_option(parser)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tasks", type=int, default=36, help="deals behind each row")
+    parser.add_argument("--markets", type=int, default=12, help="markets of each size")
     arguments = parser.parse_args()
     try:
-        tables = run(arguments.seed, arguments.tasks)
+        tables = run(arguments.seed, arguments.tasks, arguments.markets)
     except FileNotFoundError as error:
         parser.exit(2, f"{error}\n")
     write_report(
         arguments.json,
         name="outcomes",
-        parameters={"seed": arguments.seed, "tasks": arguments.tasks},
+        parameters={key: getattr(arguments, key) for key in ("seed", "tasks", "markets")},
         figures=tables,
     )
 

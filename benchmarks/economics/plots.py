@@ -55,6 +55,9 @@ def draw_all(tables: Mapping[str, Any], folder: Path) -> None:
     for name, (table, draw) in plots.items():
         if tables.get(table):
             save(draw(tables[table]), folder / name)
+    stopping = tables.get("outcomes", {}).get("stopping_early")
+    if stopping:
+        save(draw_stopping(stopping), folder / "stopping_early.png")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -142,6 +145,7 @@ def draw_deficit(table: Table) -> Figure:
     values = [percent(row, "vcg_deficit_share") for row in rows]
     bars = axes.bar(left, values, width * 0.8, color=COLOURS["vcg"])
     axes.bar_label(bars, fmt="%.0f", padding=2)
+    axes.margins(y=0.1)
     axes.set_ylabel("deficit (% of welfare)")
     axes.set_title("What full two-sided VCG would lose; no mode loses anything", fontsize=12)
     return figure
@@ -231,12 +235,12 @@ def draw_lies_by_market(table: Table) -> Figure:
 
 
 SCHEMES: Final = (
-    ("shill", "", "shill bids,\nfree if unused"),
-    ("accomplice", "10", "accomplice"),
-    ("account", "1", "1 task\nshades"),
-    ("account", "4", "account of\n4 tasks shades"),
-    ("split", "same ask", "provider in\ntwo, same ask"),
-    ("split", "second dearer", "provider in\ntwo, one dearer"),
+    ("shill", "", "shills,\nfree if\nunused"),
+    ("accomplice", "10", "accom-\nplice"),
+    ("account", "1", "account\nof 1 task"),
+    ("account", "4", "account\nof 4 tasks"),
+    ("split", "same ask", "provider\nas two,\nsame ask"),
+    ("split", "second dearer", "provider\nas two,\none dearer"),
 )
 
 
@@ -251,6 +255,7 @@ def draw_collusion(table: Table) -> Figure:
         bars = upper.bar(left + n * width, values, width * 0.92, color=COLOURS[mode], label=mode)
         upper.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
     upper.axhline(0, color="black", linewidth=0.8)
+    upper.margins(y=0.1)
     upper.set_ylabel("a group's gain\n(% of the market's welfare)")
     upper.legend(title="mode", loc="center left", bbox_to_anchor=(1.0, 0.5))
     found = select(table, scheme="accomplice", rule="vcg")
@@ -297,6 +302,7 @@ def draw_remedies(table: Table) -> Figure:
             colour = COLOURS[rule] if n == 0 else "#56B4E9"
             bars = axes.bar(left + n * width, gains, width * 0.92, color=colour, label=label)
             axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+        axes.margins(y=0.15)
         axes.set_ylabel("gain (micro-credits)")
         axes.set_title(title, fontsize=12)
         axes.legend(title="bonus shared", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -343,4 +349,28 @@ def draw_equilibrium(table: Table) -> Figure:
     lower.set_title("Asks above the truth, bids below it", fontsize=12)
     middle.legend(title="mode", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle("Both sides scale their prices as is best for each", fontsize=13)
+    return figure
+
+
+def draw_stopping(table: Table) -> Figure:
+    """Draw what a provider gains that stops when the rest of an answer is not worth its cost."""
+    table = select(table, world="real", surcharge=0.3)
+    kinds = [kind for kind in list_values(table, "lateness") if kind != "none"]
+    rules = {
+        "one_factor": ("one factor on the total\n(first version)", COLOURS["provider"]),
+        "settled": ("a factor a token\n(as it is)", COLOURS["client"]),
+    }
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    left, width = place_bars(axes, kinds, len(rules))
+    for n, (rule, (label, colour)) in enumerate(rules.items()):
+        rows = [select(table, lateness=kind, rule=rule)[0] for kind in kinds]
+        values = [percent(row, "best") for row in rows]
+        bars = axes.bar(left + n * width, values, width * 0.92, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    axes.margins(y=0.1)
+    axes.set_xlabel("deadline and decay")
+    axes.set_ylabel("gain (% of honest prices)")
+    axes.set_title("What a provider gains by stopping when it pays best", fontsize=12)
+    axes.legend(title="lateness counts as", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -37,6 +37,7 @@ _MAY_BE_ZERO = frozenset(
         "transcript_slash_ppm",
         "reporter_ppm",
         "unpaid_ppm",
+        "reservation_fee_ppm",
     }
 )
 # A slash below the whole leaves every validator something, so its weight is never 0.
@@ -45,6 +46,7 @@ _MOST = {
     "transcript_slash_ppm": PPM - 1,
     "reporter_ppm": MAX_REPORTER_PPM,
     "unpaid_ppm": PPM - MAX_REPORTER_PPM,
+    "reservation_fee_ppm": PPM,
 }
 
 
@@ -101,6 +103,12 @@ class MarketParams:
     """So many absences within `absence_window_terms` jail a validator for `jail_ms`."""
     absence_window_terms: int = 60
     jail_ms: int = 600_000
+    max_pending_transfers: int = 100
+    """How many holds and remembered idempotency keys an account may have."""
+    idempotency_window_ms: int = 3_600_000
+    """How long an idempotency key is known, at least."""
+    reservation_fee_ppm: int = 100
+    """What of a term's reserved but unused money its account pays when the term closes."""
 
     def __post_init__(self) -> None:
         require(

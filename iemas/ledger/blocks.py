@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from iemas.ledger.jail import forget_served_jails
+from iemas.ledger.rules.pending import expire_holds
 from iemas.ledger.rules.staking import release_unbonded
 from iemas.ledger.state import LedgerState
 from iemas.ledger.terms import apply_due_terms
@@ -20,6 +21,7 @@ def begin_block(state: LedgerState) -> None:
     """Do what has fallen due by the time of the block being applied."""
     _set_checkpoint(state)
     release_unbonded(state, state.time_ms)
+    expire_holds(state, state.time_ms)
     forget_served_jails(state)
     apply_due_terms(state, state.time_ms)
 

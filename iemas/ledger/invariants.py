@@ -1,12 +1,13 @@
 """What must be true of the ledger after every block, checked rather than assumed.
 
-Source: docs/spec/ledger.md §8; design §7.
+Source: docs/spec/ledger.md §9; design §7.
 """
 
 from __future__ import annotations
 
 from iemas.core.errors import InternalError
 from iemas.core.types import AccountId, short_id
+from iemas.ledger.records import PendingStatus
 from iemas.ledger.state import LedgerState, group_open_micros
 from iemas.ledger.transfer import AccountKind, get_escrow
 
@@ -83,6 +84,11 @@ def check_entries(state: LedgerState) -> None:
     for key, micros in state.unbonding.items():
         unbonding[key.account] = unbonding.get(key.account, 0) + micros
     _check_sums(state, AccountKind.UNBONDING, unbonding)
+    pending = {
+        payer: sum(t.amount_micros for t in transfers if t.status is PendingStatus.PENDING)
+        for payer, transfers in state.pending.items()
+    }
+    _check_sums(state, AccountKind.PENDING, pending)
 
 
 def _check_sums(state: LedgerState, kind: AccountKind, expected: dict[AccountId, int]) -> None:

@@ -177,6 +177,27 @@ class HoldRecord:
         return self.held_micros - self.settled_micros
 
 
+class PendingStatus(IntEnum):
+    """What became of a pending transfer."""
+
+    PENDING = 1
+    POSTED = 2
+    VOIDED = 3
+    EXPIRED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTransfer:
+    """Money that an account holds for another; its key is known until `forget_at_ms`."""
+
+    key: bytes
+    to: AccountId
+    amount_micros: int
+    expires_at_ms: int
+    forget_at_ms: int
+    status: PendingStatus
+
+
 @dataclass(frozen=True, slots=True)
 class JailRecord:
     """A jailed validator: it neither votes nor clears until it returns to duty.

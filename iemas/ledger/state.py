@@ -28,6 +28,7 @@ from iemas.ledger.records import (
     HoldRecord,
     JailRecord,
     OffenceKey,
+    PendingTransfer,
     ShortfallRecord,
     TermKey,
     TermRecord,
@@ -88,6 +89,8 @@ class LedgerState:
     """In which of the last terms a validator was voted absent."""
     shortfalls: dict[TotalKey, ShortfallRecord] = field(default_factory=dict)
     """What providers proved that they were not paid; open terms only."""
+    pending: dict[AccountId, tuple[PendingTransfer, ...]] = field(default_factory=dict)
+    """By payer, in the order in which they were held."""
     transfers: list[Transfer] = field(default_factory=list)
     """Journal of this copy; not part of the root."""
     _applied_ids: set[bytes] = field(default_factory=set, repr=False)
@@ -207,6 +210,11 @@ class LedgerState:
             return 0
         settled_micros = self.get_settled_total(key).total_micros
         return max(0, record.claimed_micros - record.paid_micros - settled_micros)
+
+    def get_pending_transfer(self, payer: AccountId, key: bytes) -> PendingTransfer | None:
+        """Give a hold by its idempotency key, as long as the key is known."""
+        known = self.pending.get(payer, ())
+        return next((transfer for transfer in known if transfer.key == key), None)
 
     def get_unbonding(self, account: AccountId) -> tuple[UnbondingKey, ...]:
         """List the account's unbonding entries, the first to be released first."""
@@ -405,6 +413,7 @@ TABLE_NAMES = (
     "offences",
     "absences",
     "shortfalls",
+    "pending",
 )
 
 

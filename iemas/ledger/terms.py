@@ -5,10 +5,11 @@ Source: docs/spec/ledger.md §3 and §4, docs/spec/election.md; design §7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from iemas.core.election import Candidate, compute_newcomer_priority, compute_term
-from iemas.core.types import AccountId, HubId, NodeId
+from iemas.core.types import PPM, AccountId, HubId, NodeId
 from iemas.ledger.records import (
     Duty,
     HoldKey,
@@ -20,7 +21,7 @@ from iemas.ledger.records import (
     ValidatorRecord,
 )
 from iemas.ledger.state import LedgerState, group_open_micros
-from iemas.ledger.transfer import get_escrow
+from iemas.ledger.transfer import TREASURY, Transfer, TransferReason, get_escrow
 
 
 def apply_due_terms(state: LedgerState, time_ms: int) -> None:
@@ -49,11 +50,16 @@ def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> Non
 
 
 def close_terms(state: LedgerState, hub: HubId, oldest_open: int) -> None:
-    """Forget the terms below `oldest_open`: what they held is free, nothing of them settles."""
+    """Forget the terms below `oldest_open`: what they held is free, nothing of them settles.
+
+    What was reserved and not used costs a fee.
+    """
+    unused = _collect_unused(state, hub, oldest_open)
     for key in [k for k in state.terms if k.hub == hub and k.number < oldest_open]:
         del state.terms[key]
     for hold in [k for k in state.holds if k.hub == hub and k.term < oldest_open]:
         del state.holds[hold]
+    _charge_reservation_fees(state, hub, unused)
     for total in [k for k in state.totals if k.hub == hub and k.term < oldest_open]:
         del state.totals[total]
     for shortfall in [k for k in state.shortfalls if k.hub == hub and k.term < oldest_open]:
@@ -62,6 +68,32 @@ def close_terms(state: LedgerState, hub: HubId, oldest_open: int) -> None:
         past: tuple[PastAsk, ...] = tuple(p for p in record.past if p.to_term >= oldest_open)
         if ask.hub == hub and len(past) < len(record.past):
             state.asks[ask] = replace(record, past=past)
+
+
+def _collect_unused(state: LedgerState, hub: HubId, oldest_open: int) -> dict[AccountId, int]:
+    """Add up per account what rounds of the closing terms reserved and nobody settled.
+
+    Without closed books it is not known what was reserved.
+    """
+    unused: dict[AccountId, int] = {}
+    for key, hold in state.holds.items():
+        if key.hub == hub and key.term < oldest_open:
+            term = state.terms.get(TermKey(hub, key.term))
+            if term is not None and term.books_closed:
+                unused[key.account] = unused.get(key.account, 0) + hold.open_micros
+    return unused
+
+
+def _charge_reservation_fees(
+    state: LedgerState, hub: HubId, unused: Mapping[AccountId, int]
+) -> None:
+    """Charge the fee, rounded down, as far as the account's escrow is free."""
+    for account in sorted(unused):
+        owed_micros = unused[account] * state.params.reservation_fee_ppm // PPM
+        fee_micros = min(owed_micros, state.get_free_escrow(hub, account))
+        if fee_micros > 0:
+            debit = get_escrow(account, hub)
+            state.post(Transfer(debit, TREASURY, fee_micros, TransferReason.RESERVATION_FEES))
 
 
 def apply_absence(state: LedgerState, hub: HubId, accused: NodeId) -> bool:

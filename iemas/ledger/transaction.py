@@ -13,8 +13,20 @@ from enum import IntEnum
 from iemas.core.auction import Allocation, Ask, SealedBid, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
+from iemas.core.params import DAY_MS
 from iemas.core.types import AccountId, HubId, NodeId, require, require_id
 from iemas.core.vote import Vote
+
+MAX_HOLD_MS = 30 * DAY_MS
+"""The longest that money may be held."""
+
+KEY_BYTES = (16, 32)
+"""How long an idempotency key may be: a UUID or a hash."""
+
+
+def require_key(key: bytes) -> None:
+    """Refuse an idempotency key of another length. Raises: MalformedMessageError."""
+    require(len(key) in KEY_BYTES, f"an idempotency key has 16 or 32 bytes, got {len(key)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +152,52 @@ class Unstake:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldFunds:
+    """Hold available money for another account (TigerBeetle: a pending transfer).
+
+    Whoever of the two posts it within `timeout_ms` pays it; else it returns to the sender. `key` is
+    the client's own idempotency key, 16 or 32 bytes: within its window it holds money once.
+    """
+
+    key: bytes
+    to: AccountId
+    amount_micros: int
+    timeout_ms: int
+
+    def __post_init__(self) -> None:
+        require_key(self.key)
+        require_id("to", self.to)
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+        require(0 < self.timeout_ms <= MAX_HOLD_MS, f"timeout_ms must be in 1..{MAX_HOLD_MS}")
+
+
+@dataclass(frozen=True, slots=True)
+class PostHold:
+    """Post a pending transfer: pay at most what is held; the rest returns to the payer."""
+
+    payer: AccountId
+    key: bytes
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require_key(self.key)
+        require_id("payer", self.payer)
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class VoidHold:
+    """Void a pending transfer: the payee gives it back."""
+
+    payer: AccountId
+    key: bytes
+
+    def __post_init__(self) -> None:
+        require_key(self.key)
+        require_id("payer", self.payer)
+
+
+@dataclass(frozen=True, slots=True)
 class TranscriptEvidence:
     """A transcript that does not re-check, signed by its auctioneer: every replica re-checks it."""
 
@@ -173,6 +231,9 @@ TransactionBody = (
     | Evidence
     | Stake
     | Unstake
+    | HoldFunds
+    | PostHold
+    | VoidHold
 )
 
 
@@ -211,6 +272,8 @@ class ResultCode(IntEnum):
     LIMIT_REACHED = 16
     JAILED = 17
     EXPIRED = 18
+    UNKNOWN_HOLD = 19
+    NOT_PARTY = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class AccountKind(IntEnum):
     STAKE = 3
     TREASURY = 4
     UNBONDING = 5
+    PENDING = 6
 
 
 class LedgerAccount(NamedTuple):
@@ -72,6 +73,11 @@ def get_unbonding(owner: AccountId) -> LedgerAccount:
     return LedgerAccount(AccountKind.UNBONDING, owner)
 
 
+def get_pending(owner: AccountId) -> LedgerAccount:
+    """Name the money that its owner holds for others."""
+    return LedgerAccount(AccountKind.PENDING, owner)
+
+
 class TransferReason(StrEnum):
     """Why money moved."""
 
@@ -84,6 +90,11 @@ class TransferReason(StrEnum):
     STAKED = "staked"
     UNSTAKED = "unstaked"
     UNBONDED = "unbonded"
+    HELD = "held"
+    HOLD_POSTED = "hold_posted"
+    HOLD_VOIDED = "hold_voided"
+    HOLD_EXPIRED = "hold_expired"
+    RESERVATION_FEES = "reservation_fees"
     SLASHED = "slashed"
     UNPAID_SETTLEMENT = "unpaid_settlement"
     REPORTER_REWARD = "reporter_reward"

@@ -22,6 +22,7 @@ from iemas.ledger.rules.money import (
     apply_transfer_funds,
     apply_withdraw_escrow,
 )
+from iemas.ledger.rules.pending import apply_hold_funds, apply_post_hold, apply_void_hold
 from iemas.ledger.rules.results import refuse
 from iemas.ledger.rules.settlement import apply_round_roots, apply_settle
 from iemas.ledger.rules.staking import apply_stake, apply_unstake
@@ -30,7 +31,9 @@ from iemas.ledger.transaction import (
     AbsenceVote,
     Evidence,
     FundEscrow,
+    HoldFunds,
     PostAsk,
+    PostHold,
     ResultCode,
     ReturnToDuty,
     RoundRoots,
@@ -41,6 +44,7 @@ from iemas.ledger.transaction import (
     TransactionResult,
     TransferFunds,
     Unstake,
+    VoidHold,
     WithdrawEscrow,
 )
 
@@ -103,5 +107,8 @@ RULES: dict[type, Callable[[LedgerState, AccountId, Any], TransactionResult]] = 
     ReturnToDuty: apply_return_to_duty,
     Stake: apply_stake,
     Unstake: apply_unstake,
+    HoldFunds: apply_hold_funds,
+    PostHold: apply_post_hold,
+    VoidHold: apply_void_hold,
 }
 """The rule of each kind of body but evidence, which needs a verifier besides."""

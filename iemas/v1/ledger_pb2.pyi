@@ -48,6 +48,8 @@ class _ResultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResultCode
     RESULT_CODE_LIMIT_REACHED: _ResultCode.ValueType  # 16
     RESULT_CODE_JAILED: _ResultCode.ValueType  # 17
     RESULT_CODE_EXPIRED: _ResultCode.ValueType  # 18
+    RESULT_CODE_UNKNOWN_HOLD: _ResultCode.ValueType  # 19
+    RESULT_CODE_NOT_PARTY: _ResultCode.ValueType  # 20
 
 class ResultCode(_ResultCode, metaclass=_ResultCodeEnumTypeWrapper):
     """What became of an ordered transaction."""
@@ -71,6 +73,8 @@ RESULT_CODE_BELOW_MINIMUM: ResultCode.ValueType  # 15
 RESULT_CODE_LIMIT_REACHED: ResultCode.ValueType  # 16
 RESULT_CODE_JAILED: ResultCode.ValueType  # 17
 RESULT_CODE_EXPIRED: ResultCode.ValueType  # 18
+RESULT_CODE_UNKNOWN_HOLD: ResultCode.ValueType  # 19
+RESULT_CODE_NOT_PARTY: ResultCode.ValueType  # 20
 Global___ResultCode: _TypeAlias = ResultCode  # noqa: Y015
 
 @_typing.final
@@ -454,6 +458,89 @@ class Evidence(_message.Message):
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
+class HoldFunds(_message.Message):
+    """Hold available money for another account (a pending transfer): whoever of the two posts it
+    within the timeout pays it, else it returns.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    to: _builtins.bytes
+    amount_micros: _builtins.int
+    timeout_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        to: _builtins.bytes = ...,
+        amount_micros: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "key", b"key", "timeout_ms", b"timeout_ms", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldFunds: _TypeAlias = HoldFunds  # noqa: Y015
+
+@_typing.final
+class PostHold(_message.Message):
+    """Post a pending transfer: pay at most what is held; the rest returns to the payer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    payer: _builtins.bytes
+    key: _builtins.bytes
+    amount_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        payer: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "key", b"key", "payer", b"payer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostHold: _TypeAlias = PostHold  # noqa: Y015
+
+@_typing.final
+class VoidHold(_message.Message):
+    """Void a pending transfer: the payee gives it back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    payer: _builtins.bytes
+    key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        payer: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "payer", b"payer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VoidHold: _TypeAlias = VoidHold  # noqa: Y015
+
+@_typing.final
 class Transaction(_message.Message):
     """One change to the ledger, asked for by account under a nonce above its last one."""
 
@@ -472,6 +559,9 @@ class Transaction(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     STAKE_FIELD_NUMBER: _builtins.int
     UNSTAKE_FIELD_NUMBER: _builtins.int
+    HOLD_FUNDS_FIELD_NUMBER: _builtins.int
+    POST_HOLD_FIELD_NUMBER: _builtins.int
+    VOID_HOLD_FIELD_NUMBER: _builtins.int
     account: _builtins.bytes
     nonce: _builtins.int
     @_builtins.property
@@ -496,6 +586,12 @@ class Transaction(_message.Message):
     def stake(self) -> Global___Stake: ...
     @_builtins.property
     def unstake(self) -> Global___Unstake: ...
+    @_builtins.property
+    def hold_funds(self) -> Global___HoldFunds: ...
+    @_builtins.property
+    def post_hold(self) -> Global___PostHold: ...
+    @_builtins.property
+    def void_hold(self) -> Global___VoidHold: ...
     def __init__(
         self,
         *,
@@ -512,12 +608,15 @@ class Transaction(_message.Message):
         evidence: Global___Evidence | None = ...,
         stake: Global___Stake | None = ...,
         unstake: Global___Unstake | None = ...,
+        hold_funds: Global___HoldFunds | None = ...,
+        post_hold: Global___PostHold | None = ...,
+        void_hold: Global___VoidHold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "nonce", b"nonce", "post_ask", b"post_ask", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "nonce", b"nonce", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake", "hold_funds", "post_hold", "void_hold"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -653,6 +752,9 @@ class MarketParams(_message.Message):
     ABSENCE_LIMIT_FIELD_NUMBER: _builtins.int
     ABSENCE_WINDOW_TERMS_FIELD_NUMBER: _builtins.int
     JAIL_MS_FIELD_NUMBER: _builtins.int
+    MAX_PENDING_TRANSFERS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    RESERVATION_FEE_PPM_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     cache_affinity: _builtins.bool
     term_ms: _builtins.int
@@ -682,6 +784,9 @@ class MarketParams(_message.Message):
     absence_limit: _builtins.int
     absence_window_terms: _builtins.int
     jail_ms: _builtins.int
+    max_pending_transfers: _builtins.int
+    idempotency_window_ms: _builtins.int
+    reservation_fee_ppm: _builtins.int
     def __init__(
         self,
         *,
@@ -714,10 +819,13 @@ class MarketParams(_message.Message):
         absence_limit: _builtins.int = ...,
         absence_window_terms: _builtins.int = ...,
         jail_ms: _builtins.int = ...,
+        max_pending_transfers: _builtins.int = ...,
+        idempotency_window_ms: _builtins.int = ...,
+        reservation_fee_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idempotency_window_ms", b"idempotency_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_pending_transfers", b"max_pending_transfers", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "reservation_fee_ppm", b"reservation_fee_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

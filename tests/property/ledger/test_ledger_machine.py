@@ -1,6 +1,6 @@
 """Random transactions, valid and invalid, on two replicas: what must hold after every block.
 
-Source: docs/spec/ledger.md §8.
+Source: docs/spec/ledger.md §9.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from iemas.ledger.transaction import (
     AbsenceVote,
     AccountHold,
     FundEscrow,
+    HoldFunds,
     PostAsk,
+    PostHold,
     ResultCode,
     ReturnToDuty,
     RoundRoots,
@@ -33,6 +35,7 @@ from iemas.ledger.transaction import (
     TransactionBody,
     TransferFunds,
     Unstake,
+    VoidHold,
     WithdrawEscrow,
 )
 from iemas.testing.chain import LedgerChain, make_genesis
@@ -50,6 +53,8 @@ PARAMS = MarketParams(
     transcript_slash_ppm=111_111,
     absence_limit=2,
     jail_ms=15_000,
+    idempotency_window_ms=20_000,
+    reservation_fee_ppm=50_000,
 )
 
 names = st.sampled_from(PEOPLE)
@@ -57,6 +62,7 @@ validators = st.sampled_from(VALIDATORS)
 hubs = st.sampled_from((HubId("model"), HubId("model"), HubId("model"), HubId("nowhere")))
 amounts = st.one_of(st.integers(1, 200), st.integers(200, 1_100), st.just(2**53))
 terms_back = st.integers(-1, 4)
+keys = st.sampled_from((b"1" * 16, b"2" * 32))
 channels = st.sampled_from((ChannelId(1), ChannelId(2)))
 
 
@@ -100,6 +106,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(sender=names, hub=hubs, amount=amounts)
     def withdraw(self, sender: str, hub: HubId, amount: int) -> None:
         self.add(sender, WithdrawEscrow(hub, amount))
+
+    @rule(sender=names, to=names, amount=amounts, key=keys, timeout_ms=st.integers(1, 30_000))
+    def hold(self, sender: str, to: str, amount: int, key: bytes, timeout_ms: int) -> None:
+        self.add(sender, HoldFunds(key, self.chain.get_id(to), amount, timeout_ms))
+
+    @rule(sender=names, payer=names, amount=amounts, key=keys)
+    def post_hold(self, sender: str, payer: str, amount: int, key: bytes) -> None:
+        self.add(sender, PostHold(self.chain.get_id(payer), key, amount))
+
+    @rule(sender=names, payer=names, key=keys)
+    def void_hold(self, sender: str, payer: str, key: bytes) -> None:
+        self.add(sender, VoidHold(self.chain.get_id(payer), key))
 
     @rule(sender=names, amount=amounts)
     def stake(self, sender: str, amount: int) -> None:

@@ -1,4 +1,4 @@
-"""Each invariant catches what breaks it. Source: docs/spec/ledger.md §8."""
+"""Each invariant catches what breaks it. Source: docs/spec/ledger.md §9."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from iemas.ledger.snapshot import Snapshot, decode_state, encode_state
 from iemas.ledger.transaction import (
     AbsenceVote,
     FundEscrow,
+    HoldFunds,
     PostAsk,
     ResultCode,
     ReturnToDuty,
@@ -46,6 +47,7 @@ def busy() -> LedgerChain:
     chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", term, 900),)))
     chain.submit("node-2", Settle((chain.make_entry("alice", "node-2", term, 900_000),)))
     chain.submit("alice", AbsenceVote(chain.hub, term, chain.get_node("node-1")))
+    chain.submit("alice", HoldFunds(b"k" * 16, chain.get_id("bob"), 5, 1_000))
     return chain
 
 
