@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iemas import wire
+from iemas.core.asks import compute_ask_commitment
 from iemas.core.auction import (
     N_SCENARIOS,
     Allocation,
@@ -28,8 +29,10 @@ from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     Block,
+    CommitAsk,
     DoubleVoteEvidence,
     Evidence,
+    RevealAsk,
     SettlementEntry,
     Transaction,
     TransactionBody,
@@ -141,7 +144,11 @@ class LedgerChain:
         return signed
 
     def make_block(
-        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+        self,
+        transactions: Sequence[Signed[Transaction]] = (),
+        *,
+        after_ms: int = 0,
+        proposer: str | None = None,
     ) -> Block:
         """Make the next block, `after_ms` after the last one."""
         return Block(
@@ -151,13 +158,18 @@ class LedgerChain:
             self.now_ms + after_ms,
             self.state.compute_root(),
             tuple(transactions),
+            None if proposer is None else self.get_node(proposer),
         )
 
     def apply(
-        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+        self,
+        transactions: Sequence[Signed[Transaction]] = (),
+        *,
+        after_ms: int = 0,
+        proposer: str | None = None,
     ) -> FinalizedBlock:
         """Apply and commit the next block."""
-        block = self.make_block(transactions, after_ms=after_ms)
+        block = self.make_block(transactions, after_ms=after_ms, proposer=proposer)
         finalized = self.app.finalize_block(block)
         self.app.commit()
         self.now_ms = block.time_ms
@@ -207,6 +219,22 @@ class LedgerChain:
         """Make evidence of a transcript that a name signed; the verifier says if it is wrong."""
         signed: Signed[Transcript] = self.sign(name, self.make_transcript(term))
         return Evidence(TranscriptEvidence(signed))
+
+    # --- sealed asks -----------------------------------------------------------------------------
+
+    def make_commitment(self, name: str, epoch: int, prices: Prices) -> CommitAsk:
+        """Commit a name to an ask for an epoch, with a salt that follows from them."""
+        node, salt = self.get_node(name), self.make_salt(name, epoch)
+        commitment = compute_ask_commitment(self.chain_id, self.hub, epoch, node, prices, salt=salt)
+        return CommitAsk(self.hub, epoch, commitment)
+
+    def make_reveal(self, name: str, epoch: int, prices: Prices) -> RevealAsk:
+        """Open what `make_commitment` committed to."""
+        return RevealAsk(self.hub, epoch, prices, self.make_salt(name, epoch))
+
+    def make_salt(self, name: str, epoch: int) -> Hash:
+        """Derive the salt of a name's ask for an epoch."""
+        return compute_hash(b"salt", name.encode(), str(epoch).encode())
 
     # --- market messages -------------------------------------------------------------------------
 
