@@ -79,6 +79,9 @@ def make_baseline(results: Sequence[MarketResult]) -> Table:
                         "matched_share": divide(
                             FINE**2 * total["matched"], FINE**2 * total["tasks"]
                         ),
+                        "price_micros": round(
+                            total["payments"] / max(total["matched"], 1.0) / FINE, 1
+                        ),
                         "efficiency_share": divide(total["welfare"], total["optimum"]),
                         "providers_share": divide(total["providers_gain"], total["welfare"]),
                         "requesters_share": divide(total["requesters_gain"], total["welfare"]),

@@ -42,8 +42,8 @@ def verify_commit(committed: CommittedBlock, validators: ValidatorSet, chain_id:
         raise _refuse(committed, "its commit is another block's")
     if header.validators_hash != validators.compute_hash():
         raise _refuse(committed, "it names other validators than this replica knows")
-    if block.header.signer_id not in validators:
-        raise _refuse(committed, f"{short_id(block.header.signer_id)} is no validator")
+    if block.proposer not in validators:
+        raise _refuse(committed, f"{short_id(block.proposer)} is no validator")
     verify_signed(block.header, chain_id)
     voters: set[NodeId] = set()
     for precommit in commit.precommits:

@@ -479,7 +479,7 @@ class TendermintEngine:
         """
         validators = self._chain.validators
         ids = [validator.node_id for validator in validators]
-        maker = committed.block.header.signer_id
+        maker = committed.block.proposer
         start = ids.index(maker) if maker in validators else 0
         chosen: list[NodeId] = []
         for node_id in (*ids[start:], *ids[:start]):

@@ -263,7 +263,7 @@ class Participant:
 
     def _check(self, proposal: Signed[Proposal], block: Block, now_ms: int) -> None:
         is_new = proposal.message.valid_round == NO_ROUND
-        maker = block.header.signer_id
+        maker = block.proposer
         if maker not in self.validators or (is_new and maker != proposal.signer_id):
             raise InvalidBlockError(f"{short_id(maker)} may not have made it", height=block.height)
         if block.hash in self._checked:

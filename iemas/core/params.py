@@ -109,6 +109,16 @@ class MarketParams:
     """How long an idempotency key is known, at least."""
     reservation_fee_ppm: int = 100
     """What of a term's reserved but unused money its account pays when the term closes."""
+    sealed_asks: bool = False
+    """Whether all asks but a provider's first are committed in one epoch, revealed in the next."""
+    ask_epoch_ms: int = 600_000
+    """Length of an ask epoch in ledger time."""
+    ask_reveal_ms: int = 10_000
+    """The least time at the start of an epoch in which asks can be revealed."""
+    ask_bond_micros: int = MICROS_PER_CREDIT
+    """What a commitment bonds of its node's deposit, and loses if it is not revealed."""
+    ask_ratio_max: int = 1_000
+    """How many times another component a component of an ask may be, at most."""
 
     def __post_init__(self) -> None:
         require(
@@ -126,6 +136,10 @@ class MarketParams:
             self.unbonding_ms > self.evidence_window_ms,
             f"unbonding_ms must be above evidence_window_ms, got {self.unbonding_ms}: who left "
             "must still be slashable for all that can be proven",
+        )
+        require(
+            self.ask_reveal_ms < self.ask_epoch_ms,
+            f"ask_reveal_ms must be below ask_epoch_ms, got {self.ask_reveal_ms}",
         )
 
 

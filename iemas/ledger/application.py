@@ -22,6 +22,7 @@ from iemas.core.errors import (
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
 from iemas.ledger.blocks import begin_block, end_block
+from iemas.ledger.epochs import start_epoch
 from iemas.ledger.header import Block, compute_transactions_root
 from iemas.ledger.invariants import check_invariants
 from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
@@ -196,7 +197,7 @@ class LedgerApplication:
         begin_block(state)
         results, applied = self._apply_transactions(state, block.transactions)
         state.set_applied(block.height, applied, window=APPLIED_WINDOW_BLOCKS)
-        end_block(state)
+        end_block(state, block.proposer)
         state.facts = replace(state.facts, results_hash=compute_results_hash(results))
         check_invariants(state)
         self._pending = state
@@ -316,7 +317,8 @@ def issue_genesis(state: LedgerState) -> None:
         _issue(state, get_available(account.account), account.available_micros)
         _issue(state, get_escrow(account.account, genesis.hub), account.escrow_micros)
     start_term(state, genesis.hub, 0, genesis.time_ms)
-    end_block(state)
+    start_epoch(state, genesis.hub, 0, genesis.time_ms)
+    end_block(state, None)
 
 
 def compute_results_hash(results: Iterable[TransactionResult]) -> Hash:

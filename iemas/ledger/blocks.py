@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from iemas.core.types import NodeId
+from iemas.ledger.epochs import advance_epochs, count_proposer
 from iemas.ledger.jail import forget_served_jails
 from iemas.ledger.rules.pending import expire_holds
 from iemas.ledger.rules.staking import release_unbonded
@@ -23,11 +25,13 @@ def begin_block(state: LedgerState) -> None:
     release_unbonded(state, state.time_ms)
     expire_holds(state, state.time_ms)
     forget_served_jails(state)
+    advance_epochs(state, state.time_ms)
     apply_due_terms(state, state.time_ms)
 
 
-def end_block(state: LedgerState) -> None:
-    """Note who votes on the next height, if that has changed."""
+def end_block(state: LedgerState, proposer: NodeId | None) -> None:
+    """Note who proposed, and who votes on the next height if that has changed."""
+    count_proposer(state, proposer)
     members = state.get_consensus_validators()
     if members != state.get_consensus_validators_at(state.height + 1):
         state.validator_sets[state.height + 1] = members

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed
 from iemas.core.merkle import compute_root
-from iemas.core.types import ID_BYTES, Hash, require, require_id
+from iemas.core.types import ID_BYTES, Hash, NodeId, require, require_id
 from iemas.ledger.transaction import Transaction
 
 GENESIS_HASH = Hash(bytes(ID_BYTES))
@@ -54,6 +54,11 @@ class Block:
     def hash(self) -> Hash:
         """Name the block: what its header says, and who signed it."""
         return self.header.hash
+
+    @property
+    def proposer(self) -> NodeId:
+        """Who made the block: its header's signer."""
+        return self.header.signer_id
 
     @property
     def height(self) -> int:

@@ -1,6 +1,6 @@
 """What must be true of the ledger after every block, checked rather than assumed.
 
-Source: docs/spec/ledger.md §9; design §7.
+Source: docs/spec/ledger.md §10; design §7.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from iemas.core.errors import InternalError
 from iemas.core.types import AccountId, short_id
 from iemas.ledger.records import PendingStatus
 from iemas.ledger.state import LedgerState, group_open_micros
-from iemas.ledger.transfer import AccountKind, get_escrow
+from iemas.ledger.transfer import AccountKind, get_deposit, get_escrow
 
 
 def check_invariants(state: LedgerState) -> None:
@@ -84,6 +84,13 @@ def check_entries(state: LedgerState) -> None:
     for key, micros in state.unbonding.items():
         unbonding[key.account] = unbonding.get(key.account, 0) + micros
     _check_sums(state, AccountKind.UNBONDING, unbonding)
+    bonded: dict[AccountId, int] = {}
+    for commitment, record in state.commitments.items():
+        owner = AccountId(commitment.node)
+        bonded[owner] = bonded.get(owner, 0) + record.bond_micros
+    for owner, bond_micros in bonded.items():
+        covered = bond_micros <= state.get_funds(get_deposit(owner))
+        _require(covered, state, f"the deposit of {short_id(owner)} does not cover its bonds")
     pending = {
         payer: sum(t.amount_micros for t in transfers if t.status is PendingStatus.PENDING)
         for payer, transfers in state.pending.items()

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from iemas.core.encoding import encode_canonical
-from iemas.core.types import AccountId, ChannelId, HubId, NodeId, Prices
+from iemas.core.types import AccountId, ChannelId, Hash, HubId, NodeId, Prices
 from iemas.ledger.transfer import AccountKind
 
 MAX_PAST_ASKS = 16
@@ -71,6 +71,14 @@ class VoteKey(NamedTuple):
     hub: HubId
     accused: NodeId
     voter: NodeId
+
+
+class CommitmentKey(NamedTuple):
+    """A provider's sealed ask for an ask epoch of a hub."""
+
+    hub: HubId
+    epoch: int
+    node: NodeId
 
 
 class UnbondingKey(NamedTuple):
@@ -138,6 +146,27 @@ class AskRecord:
     prices: Prices
     from_term: int
     past: tuple[PastAsk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentRecord:
+    """A sealed ask that is not revealed yet, and what its node loses if it never is."""
+
+    commitment: Hash
+    bond_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskEpochRecord:
+    """A hub's current ask epoch. `closed` tells that its reveal window is over.
+
+    `proposers` had a block in it while the window was open, in id order.
+    """
+
+    number: int
+    began_at_ms: int
+    proposers: tuple[NodeId, ...] = ()
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,13 @@ from iemas.core.params import Genesis, MarketParams
 from iemas.core.types import AccountId, ChannelId, Hash, HubId, NodeId, Prices
 from iemas.ledger.records import (
     AccountRecord,
+    AskEpochRecord,
     AskKey,
     AskRecord,
     Balance,
     ChainFacts,
+    CommitmentKey,
+    CommitmentRecord,
     Duty,
     HoldKey,
     HoldRecord,
@@ -91,6 +94,8 @@ class LedgerState:
     """What providers proved that they were not paid; open terms only."""
     pending: dict[AccountId, tuple[PendingTransfer, ...]] = field(default_factory=dict)
     """By payer, in the order in which they were held."""
+    ask_epochs: dict[HubId, AskEpochRecord] = field(default_factory=dict)
+    commitments: dict[CommitmentKey, CommitmentRecord] = field(default_factory=dict)
     transfers: list[Transfer] = field(default_factory=list)
     """Journal of this copy; not part of the root."""
     _applied_ids: set[bytes] = field(default_factory=set, repr=False)
@@ -264,6 +269,15 @@ class LedgerState:
         past = [p.prices for p in reversed(record.past) if p.from_term <= term <= p.to_term]
         return (*current, *past)
 
+    def get_bonded(self, node: NodeId) -> int:
+        """Give what the node's outstanding commitments bond of its deposit, over all hubs."""
+        return sum(
+            record.bond_micros
+            for hub, epoch in self.ask_epochs.items()
+            for number in (epoch.number, epoch.number + 1)
+            if (record := self.commitments.get(CommitmentKey(hub, number, node))) is not None
+        )
+
     def get_allowance(self, hub: HubId, account: AccountId, term: int) -> int:
         """Give what an account's allocations of an open term may hold in all; 0 if none."""
         record = self.holds.get(HoldKey(hub, term, account))
@@ -414,6 +428,8 @@ TABLE_NAMES = (
     "absences",
     "shortfalls",
     "pending",
+    "ask_epochs",
+    "commitments",
 )
 
 

@@ -14,7 +14,7 @@ from iemas.core.auction import Allocation, Ask, SealedBid, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
 from iemas.core.params import DAY_MS
-from iemas.core.types import AccountId, HubId, NodeId, require, require_id
+from iemas.core.types import AccountId, Hash, HubId, NodeId, Prices, require, require_id
 from iemas.core.vote import Vote
 
 MAX_HOLD_MS = 30 * DAY_MS
@@ -68,6 +68,51 @@ class PostAsk:
     """Make this the sender's standing ask."""
 
     ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceDeposit:
+    """Move available money into the deposit that bonds the sender's commitments."""
+
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawDeposit:
+    """Take deposit back, while no commitment is outstanding."""
+
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.amount_micros <= 2**53, "amount_micros must be in 1..2^53")
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAsk:
+    """Fix an ask for the next ask epoch without showing it (`compute_ask_commitment`)."""
+
+    hub: HubId
+    epoch: int
+    commitment: Hash
+
+    def __post_init__(self) -> None:
+        require_id("commitment", self.commitment)
+
+
+@dataclass(frozen=True, slots=True)
+class RevealAsk:
+    """Open what was committed to for the current ask epoch: the ask stands from now on."""
+
+    hub: HubId
+    epoch: int
+    prices: Prices
+    salt: bytes
+
+    def __post_init__(self) -> None:
+        require_id("salt", self.salt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +279,10 @@ TransactionBody = (
     | HoldFunds
     | PostHold
     | VoidHold
+    | PlaceDeposit
+    | WithdrawDeposit
+    | CommitAsk
+    | RevealAsk
 )
 
 
@@ -274,6 +323,10 @@ class ResultCode(IntEnum):
     EXPIRED = 18
     UNKNOWN_HOLD = 19
     NOT_PARTY = 20
+    UNKNOWN_EPOCH = 21
+    UNKNOWN_COMMITMENT = 22
+    COMMITTED = 23
+    ASKS_SEALED = 24
 
 
 @dataclass(frozen=True, slots=True)

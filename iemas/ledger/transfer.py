@@ -29,6 +29,7 @@ class AccountKind(IntEnum):
     TREASURY = 4
     UNBONDING = 5
     PENDING = 6
+    DEPOSIT = 7
 
 
 class LedgerAccount(NamedTuple):
@@ -78,6 +79,11 @@ def get_pending(owner: AccountId) -> LedgerAccount:
     return LedgerAccount(AccountKind.PENDING, owner)
 
 
+def get_deposit(owner: AccountId) -> LedgerAccount:
+    """Name the money that bonds its owner's committed asks."""
+    return LedgerAccount(AccountKind.DEPOSIT, owner)
+
+
 class TransferReason(StrEnum):
     """Why money moved."""
 
@@ -95,6 +101,9 @@ class TransferReason(StrEnum):
     HOLD_VOIDED = "hold_voided"
     HOLD_EXPIRED = "hold_expired"
     RESERVATION_FEES = "reservation_fees"
+    DEPOSIT_PLACED = "deposit_placed"
+    DEPOSIT_WITHDRAWN = "deposit_withdrawn"
+    BOND_BURNED = "bond_burned"
     SLASHED = "slashed"
     UNPAID_SETTLEMENT = "unpaid_settlement"
     REPORTER_REWARD = "reporter_reward"

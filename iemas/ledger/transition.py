@@ -14,7 +14,13 @@ from typing import Any
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import InvalidSignatureError
 from iemas.core.types import AccountId
-from iemas.ledger.rules.asks import apply_post_ask
+from iemas.ledger.rules.asks import (
+    apply_commit_ask,
+    apply_place_deposit,
+    apply_post_ask,
+    apply_reveal_ask,
+    apply_withdraw_deposit,
+)
 from iemas.ledger.rules.election import apply_absence_vote, apply_return_to_duty
 from iemas.ledger.rules.evidence import TranscriptVerifier, apply_evidence
 from iemas.ledger.rules.money import (
@@ -29,13 +35,16 @@ from iemas.ledger.rules.staking import apply_stake, apply_unstake
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
+    CommitAsk,
     Evidence,
     FundEscrow,
     HoldFunds,
+    PlaceDeposit,
     PostAsk,
     PostHold,
     ResultCode,
     ReturnToDuty,
+    RevealAsk,
     RoundRoots,
     Settle,
     Stake,
@@ -45,6 +54,7 @@ from iemas.ledger.transaction import (
     TransferFunds,
     Unstake,
     VoidHold,
+    WithdrawDeposit,
     WithdrawEscrow,
 )
 
@@ -110,5 +120,9 @@ RULES: dict[type, Callable[[LedgerState, AccountId, Any], TransactionResult]] = 
     HoldFunds: apply_hold_funds,
     PostHold: apply_post_hold,
     VoidHold: apply_void_hold,
+    PlaceDeposit: apply_place_deposit,
+    WithdrawDeposit: apply_withdraw_deposit,
+    CommitAsk: apply_commit_ask,
+    RevealAsk: apply_reveal_ask,
 }
 """The rule of each kind of body but evidence, which needs a verifier besides."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from iemas import wire
+from iemas.core.asks import compute_ask_commitment
 from iemas.core.auction import (
     N_SCENARIOS,
     Allocation,
@@ -29,8 +30,10 @@ from iemas.ledger.header import Block, BlockHeader, compute_transactions_root
 from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
+    CommitAsk,
     DoubleVoteEvidence,
     Evidence,
+    RevealAsk,
     SettlementEntry,
     Transaction,
     TransactionBody,
@@ -145,10 +148,13 @@ class LedgerChain:
         transactions: Sequence[Signed[Transaction]] = (),
         *,
         after_ms: int = 0,
-        signed_by: str = "node-1",
+        proposer: str | None = None,
         **changes: Any,
     ) -> Block:
-        """Make the next block, `after_ms` after the last one; `changes` are to its header."""
+        """Make the next block, `after_ms` after the last one; `changes` are to its header.
+
+        Without a `proposer` the validators take turns.
+        """
         header = BlockHeader(
             chain_id=self.chain_id,
             height=self.state.height + 1,
@@ -158,13 +164,20 @@ class LedgerChain:
             transactions_root=compute_transactions_root(transactions),
             validators_hash=Hash(SOME_HASH),
         )
-        return Block(self.sign(signed_by, replace(header, **changes)), tuple(transactions))
+        validators = self.genesis.validators
+        in_turn = self.get_name(validators[header.height % len(validators)].node_id)
+        signed = self.sign(proposer or in_turn, replace(header, **changes))
+        return Block(signed, tuple(transactions))
 
     def apply(
-        self, transactions: Sequence[Signed[Transaction]] = (), *, after_ms: int = 0
+        self,
+        transactions: Sequence[Signed[Transaction]] = (),
+        *,
+        after_ms: int = 0,
+        proposer: str | None = None,
     ) -> FinalizedBlock:
         """Apply and commit the next block."""
-        block = self.make_block(transactions, after_ms=after_ms)
+        block = self.make_block(transactions, after_ms=after_ms, proposer=proposer)
         finalized = self.app.finalize_block(block)
         self.app.commit()
         self.now_ms = block.time_ms
@@ -214,6 +227,22 @@ class LedgerChain:
         """Make evidence of a transcript that a name signed; the verifier says if it is wrong."""
         signed: Signed[Transcript] = self.sign(name, self.make_transcript(term))
         return Evidence(TranscriptEvidence(signed))
+
+    # --- sealed asks -----------------------------------------------------------------------------
+
+    def make_commitment(self, name: str, epoch: int, prices: Prices) -> CommitAsk:
+        """Commit a name to an ask for an epoch, with a salt that follows from them."""
+        node, salt = self.get_node(name), self.make_salt(name, epoch)
+        commitment = compute_ask_commitment(self.chain_id, self.hub, epoch, node, prices, salt=salt)
+        return CommitAsk(self.hub, epoch, commitment)
+
+    def make_reveal(self, name: str, epoch: int, prices: Prices) -> RevealAsk:
+        """Open what `make_commitment` committed to."""
+        return RevealAsk(self.hub, epoch, prices, self.make_salt(name, epoch))
+
+    def make_salt(self, name: str, epoch: int) -> Hash:
+        """Derive the salt of a name's ask for an epoch."""
+        return compute_hash(b"salt", name.encode(), str(epoch).encode())
 
     # --- market messages -------------------------------------------------------------------------
 

@@ -50,6 +50,10 @@ class _ResultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResultCode
     RESULT_CODE_EXPIRED: _ResultCode.ValueType  # 18
     RESULT_CODE_UNKNOWN_HOLD: _ResultCode.ValueType  # 19
     RESULT_CODE_NOT_PARTY: _ResultCode.ValueType  # 20
+    RESULT_CODE_UNKNOWN_EPOCH: _ResultCode.ValueType  # 21
+    RESULT_CODE_UNKNOWN_COMMITMENT: _ResultCode.ValueType  # 22
+    RESULT_CODE_COMMITTED: _ResultCode.ValueType  # 23
+    RESULT_CODE_ASKS_SEALED: _ResultCode.ValueType  # 24
 
 class ResultCode(_ResultCode, metaclass=_ResultCodeEnumTypeWrapper):
     """What became of an ordered transaction."""
@@ -75,6 +79,10 @@ RESULT_CODE_JAILED: ResultCode.ValueType  # 17
 RESULT_CODE_EXPIRED: ResultCode.ValueType  # 18
 RESULT_CODE_UNKNOWN_HOLD: ResultCode.ValueType  # 19
 RESULT_CODE_NOT_PARTY: ResultCode.ValueType  # 20
+RESULT_CODE_UNKNOWN_EPOCH: ResultCode.ValueType  # 21
+RESULT_CODE_UNKNOWN_COMMITMENT: ResultCode.ValueType  # 22
+RESULT_CODE_COMMITTED: ResultCode.ValueType  # 23
+RESULT_CODE_ASKS_SEALED: ResultCode.ValueType  # 24
 Global___ResultCode: _TypeAlias = ResultCode  # noqa: Y015
 
 @_typing.final
@@ -541,6 +549,106 @@ class VoidHold(_message.Message):
 Global___VoidHold: _TypeAlias = VoidHold  # noqa: Y015
 
 @_typing.final
+class PlaceDeposit(_message.Message):
+    """Move available money into the deposit that bonds the sender's commitments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    amount_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceDeposit: _TypeAlias = PlaceDeposit  # noqa: Y015
+
+@_typing.final
+class WithdrawDeposit(_message.Message):
+    """Take deposit back, while no commitment is outstanding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    amount_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawDeposit: _TypeAlias = WithdrawDeposit  # noqa: Y015
+
+@_typing.final
+class CommitAsk(_message.Message):
+    """Fix an ask for the next ask epoch without showing it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COMMITMENT_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    epoch: _builtins.int
+    commitment: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        commitment: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "epoch", b"epoch", "hub", b"hub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitAsk: _TypeAlias = CommitAsk  # noqa: Y015
+
+@_typing.final
+class RevealAsk(_message.Message):
+    """Open what was committed to for the current ask epoch: the ask stands from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    epoch: _builtins.int
+    salt: _builtins.bytes
+    @_builtins.property
+    def prices(self) -> _types_pb2.Prices: ...
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        prices: _types_pb2.Prices | None = ...,
+        salt: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prices", b"prices"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hub", b"hub", "prices", b"prices", "salt", b"salt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevealAsk: _TypeAlias = RevealAsk  # noqa: Y015
+
+@_typing.final
 class Transaction(_message.Message):
     """One change to the ledger, asked for by account under a nonce above its last one."""
 
@@ -562,6 +670,10 @@ class Transaction(_message.Message):
     HOLD_FUNDS_FIELD_NUMBER: _builtins.int
     POST_HOLD_FIELD_NUMBER: _builtins.int
     VOID_HOLD_FIELD_NUMBER: _builtins.int
+    PLACE_DEPOSIT_FIELD_NUMBER: _builtins.int
+    WITHDRAW_DEPOSIT_FIELD_NUMBER: _builtins.int
+    COMMIT_ASK_FIELD_NUMBER: _builtins.int
+    REVEAL_ASK_FIELD_NUMBER: _builtins.int
     account: _builtins.bytes
     nonce: _builtins.int
     @_builtins.property
@@ -592,6 +704,14 @@ class Transaction(_message.Message):
     def post_hold(self) -> Global___PostHold: ...
     @_builtins.property
     def void_hold(self) -> Global___VoidHold: ...
+    @_builtins.property
+    def place_deposit(self) -> Global___PlaceDeposit: ...
+    @_builtins.property
+    def withdraw_deposit(self) -> Global___WithdrawDeposit: ...
+    @_builtins.property
+    def commit_ask(self) -> Global___CommitAsk: ...
+    @_builtins.property
+    def reveal_ask(self) -> Global___RevealAsk: ...
     def __init__(
         self,
         *,
@@ -611,12 +731,16 @@ class Transaction(_message.Message):
         hold_funds: Global___HoldFunds | None = ...,
         post_hold: Global___PostHold | None = ...,
         void_hold: Global___VoidHold | None = ...,
+        place_deposit: Global___PlaceDeposit | None = ...,
+        withdraw_deposit: Global___WithdrawDeposit | None = ...,
+        commit_ask: Global___CommitAsk | None = ...,
+        reveal_ask: Global___RevealAsk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "nonce", b"nonce", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "nonce", b"nonce", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake", "hold_funds", "post_hold", "void_hold"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake", "hold_funds", "post_hold", "void_hold", "place_deposit", "withdraw_deposit", "commit_ask", "reveal_ask"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -755,6 +879,11 @@ class MarketParams(_message.Message):
     MAX_PENDING_TRANSFERS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_WINDOW_MS_FIELD_NUMBER: _builtins.int
     RESERVATION_FEE_PPM_FIELD_NUMBER: _builtins.int
+    SEALED_ASKS_FIELD_NUMBER: _builtins.int
+    ASK_EPOCH_MS_FIELD_NUMBER: _builtins.int
+    ASK_REVEAL_MS_FIELD_NUMBER: _builtins.int
+    ASK_BOND_MICROS_FIELD_NUMBER: _builtins.int
+    ASK_RATIO_MAX_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     cache_affinity: _builtins.bool
     term_ms: _builtins.int
@@ -787,6 +916,11 @@ class MarketParams(_message.Message):
     max_pending_transfers: _builtins.int
     idempotency_window_ms: _builtins.int
     reservation_fee_ppm: _builtins.int
+    sealed_asks: _builtins.bool
+    ask_epoch_ms: _builtins.int
+    ask_reveal_ms: _builtins.int
+    ask_bond_micros: _builtins.int
+    ask_ratio_max: _builtins.int
     def __init__(
         self,
         *,
@@ -822,10 +956,15 @@ class MarketParams(_message.Message):
         max_pending_transfers: _builtins.int = ...,
         idempotency_window_ms: _builtins.int = ...,
         reservation_fee_ppm: _builtins.int = ...,
+        sealed_asks: _builtins.bool = ...,
+        ask_epoch_ms: _builtins.int = ...,
+        ask_reveal_ms: _builtins.int = ...,
+        ask_bond_micros: _builtins.int = ...,
+        ask_ratio_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idempotency_window_ms", b"idempotency_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_pending_transfers", b"max_pending_transfers", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "reservation_fee_ppm", b"reservation_fee_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "ask_bond_micros", b"ask_bond_micros", "ask_epoch_ms", b"ask_epoch_ms", "ask_ratio_max", b"ask_ratio_max", "ask_reveal_ms", b"ask_reveal_ms", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idempotency_window_ms", b"idempotency_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_pending_transfers", b"max_pending_transfers", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "reservation_fee_ppm", b"reservation_fee_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "sealed_asks", b"sealed_asks", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,6 @@
 """Random transactions, valid and invalid, on two replicas: what must hold after every block.
 
-Source: docs/spec/ledger.md §9.
+Source: docs/spec/ledger.md §10.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from iemas.ledger.transaction import (
     AccountHold,
     FundEscrow,
     HoldFunds,
+    PlaceDeposit,
     PostAsk,
     PostHold,
     ResultCode,
@@ -36,6 +37,7 @@ from iemas.ledger.transaction import (
     TransferFunds,
     Unstake,
     VoidHold,
+    WithdrawDeposit,
     WithdrawEscrow,
 )
 from iemas.testing.chain import LedgerChain, make_genesis
@@ -53,6 +55,10 @@ PARAMS = MarketParams(
     transcript_slash_ppm=111_111,
     absence_limit=2,
     jail_ms=15_000,
+    sealed_asks=True,
+    ask_epoch_ms=12_000,
+    ask_reveal_ms=60,
+    ask_bond_micros=100,
     idempotency_window_ms=20_000,
     reservation_fee_ppm=50_000,
 )
@@ -118,6 +124,24 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(sender=names, payer=names, key=keys)
     def void_hold(self, sender: str, payer: str, key: bytes) -> None:
         self.add(sender, VoidHold(self.chain.get_id(payer), key))
+
+    @rule(sender=names, amount=amounts)
+    def place_deposit(self, sender: str, amount: int) -> None:
+        self.add(sender, PlaceDeposit(amount))
+
+    @rule(sender=names, amount=amounts)
+    def withdraw_deposit(self, sender: str, amount: int) -> None:
+        self.add(sender, WithdrawDeposit(amount))
+
+    @rule(sender=names, ahead=st.integers(0, 2))
+    def commit_ask(self, sender: str, ahead: int) -> None:
+        epoch = self.chain.state.ask_epochs[self.chain.hub].number + ahead
+        self.add(sender, self.chain.make_commitment(sender, epoch, Prices(1, 1, 5)))
+
+    @rule(sender=names, price=st.sampled_from((5, 5, 5, 6)))
+    def reveal_ask(self, sender: str, price: int) -> None:
+        epoch = self.chain.state.ask_epochs[self.chain.hub].number
+        self.add(sender, self.chain.make_reveal(sender, epoch, Prices(1, 1, price)))
 
     @rule(sender=names, amount=amounts)
     def stake(self, sender: str, amount: int) -> None:
@@ -212,11 +236,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- blocks ----------------------------------------------------------------------------------
 
-    @rule(after_ms=st.sampled_from((1, 50, PARAMS.term_ms)))
-    def make_block(self, after_ms: int) -> None:
+    @rule(
+        after_ms=st.sampled_from((1, 50, PARAMS.term_ms)),
+        proposer=st.sampled_from((None, *VALIDATORS)),
+    )
+    def make_block(self, after_ms: int, proposer: str | None) -> None:
         before = self.chain.state
         transactions, self.waiting = self.waiting, []
-        finalized = self.chain.apply(transactions, after_ms=after_ms)
+        finalized = self.chain.apply(transactions, after_ms=after_ms, proposer=proposer)
         twin = self.twin.finalize_block(self.chain.blocks[-1])
         self.twin.commit()
         assert twin == finalized

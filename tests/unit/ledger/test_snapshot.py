@@ -16,6 +16,7 @@ from iemas.ledger.transaction import (
     AbsenceVote,
     FundEscrow,
     HoldFunds,
+    PlaceDeposit,
     PostAsk,
     ResultCode,
     ReturnToDuty,
@@ -25,7 +26,7 @@ from iemas.ledger.transaction import (
 )
 from iemas.testing.chain import PRICES, LedgerChain, accept_transcript, make_genesis
 
-PARAMS = MarketParams(min_stake_micros=500)
+PARAMS = MarketParams(min_stake_micros=500, ask_bond_micros=50)
 
 
 @pytest.fixture
@@ -47,6 +48,8 @@ def busy() -> LedgerChain:
     chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", term, 900),)))
     chain.submit("node-2", Settle((chain.make_entry("alice", "node-2", term, 900_000),)))
     chain.submit("alice", AbsenceVote(chain.hub, term, chain.get_node("node-1")))
+    chain.submit("bob", PlaceDeposit(PARAMS.ask_bond_micros))
+    chain.submit("bob", chain.make_commitment("bob", 1, PRICES))
     chain.submit("alice", HoldFunds(b"k" * 16, chain.get_id("bob"), 5, 1_000))
     return chain
 

@@ -51,6 +51,8 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (InclusionProof, "size"): st.integers(100, 2**63 - 1),
     (MarketParams, "mode"): st.sampled_from(CLEARING_MODES),
     (MarketParams, "evidence_window_ms"): st.integers(1, 100),
+    (MarketParams, "ask_reveal_ms"): st.integers(1, 100),
+    (MarketParams, "ask_epoch_ms"): st.integers(101, 10**6),
     (MarketParams, "unbonding_ms"): st.integers(101, 10**6),
     **{
         (MarketParams, name): st.integers(1, 50_000)

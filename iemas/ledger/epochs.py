@@ -1,0 +1,73 @@
+"""Ask epochs: their number follows from ledger time, their reveal window also from proposers.
+
+Source: docs/spec/ledger.md §9; design §6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from iemas.core.types import AccountId, HubId, NodeId
+from iemas.ledger.records import AskEpochRecord
+from iemas.ledger.state import LedgerState
+from iemas.ledger.transfer import TREASURY, Transfer, TransferReason, get_deposit
+
+
+def compute_epoch(state: LedgerState, time_ms: int) -> int:
+    """Give the number of the ask epoch at a time; 0 is genesis' own."""
+    return (time_ms - state.genesis.time_ms) // state.params.ask_epoch_ms
+
+
+def start_epoch(state: LedgerState, hub: HubId, number: int, time_ms: int) -> None:
+    """Start an epoch; what was committed for earlier ones and could not be revealed lapses."""
+    for key in [k for k in state.commitments if k.hub == hub and k.epoch < number]:
+        del state.commitments[key]
+    state.ask_epochs[hub] = AskEpochRecord(number, time_ms)
+
+
+def advance_epochs(state: LedgerState, time_ms: int) -> None:
+    """Start the epochs that are due, and close the reveal windows that are over."""
+    number = compute_epoch(state, time_ms)
+    for hub in state.get_hubs():
+        if number > state.ask_epochs[hub].number:
+            start_epoch(state, hub, number, time_ms)
+        elif is_window_over(state, hub, time_ms):
+            _close_window(state, hub)
+
+
+def is_window_over(state: LedgerState, hub: HubId, time_ms: int) -> bool:
+    """Tell whether time is up and proposers with more than a third of the power had a block.
+
+    So at least one correct proposer could take in every reveal. Where blocks name no proposer,
+    time alone counts.
+    """
+    epoch = state.ask_epochs[hub]
+    if epoch.closed or time_ms < epoch.began_at_ms + state.params.ask_reveal_ms:
+        return False
+    if not epoch.proposers:
+        return True
+    powers = dict(state.get_consensus_validators())
+    had_a_block = sum(powers.get(node, 0) for node in epoch.proposers)
+    return 3 * had_a_block > sum(powers.values())
+
+
+def count_proposer(state: LedgerState, proposer: NodeId | None) -> None:
+    """Note that a validator proposed a block while reveal windows were open."""
+    if proposer is None:
+        return
+    for hub in state.get_hubs():
+        epoch = state.ask_epochs[hub]
+        if not epoch.closed and proposer not in epoch.proposers:
+            proposers = tuple(sorted((*epoch.proposers, proposer)))
+            state.ask_epochs[hub] = replace(epoch, proposers=proposers)
+
+
+def _close_window(state: LedgerState, hub: HubId) -> None:
+    """Burn the bonds of what was not revealed."""
+    epoch = state.ask_epochs[hub]
+    state.ask_epochs[hub] = replace(epoch, closed=True, proposers=())
+    keys = sorted(k for k in state.commitments if (k.hub, k.epoch) == (hub, epoch.number))
+    for key in keys:
+        record = state.commitments.pop(key)
+        debit = get_deposit(AccountId(key.node))
+        state.post(Transfer(debit, TREASURY, record.bond_micros, TransferReason.BOND_BURNED))
