@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from iemas.core.types import AccountId, HubId, NodeId
-from iemas.ledger.records import AskEpochRecord
+from iemas.ledger.records import AskEpochRecord, ModelKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transfer import TREASURY, Transfer, TransferReason, get_deposit
 
@@ -23,6 +23,19 @@ def start_epoch(state: LedgerState, hub: HubId, number: int, time_ms: int) -> No
     for key in [k for k in state.commitments if k.hub == hub and k.epoch < number]:
         del state.commitments[key]
     state.ask_epochs[hub] = AskEpochRecord(number, time_ms)
+    _carry_model(state, hub, number)
+
+
+def _carry_model(state: LedgerState, hub: HubId, number: int) -> None:
+    """Let the last model that was decided stand, and forget those before and all votes."""
+    known = [key for key in sorted(state.models) if key.hub == hub]
+    if known:
+        model_hash = state.models[known[-1]]
+        for key in known:
+            del state.models[key]
+        state.models[ModelKey(hub, number)] = model_hash
+    for vote in [k for k in state.model_votes if k.hub == hub and k.epoch <= number]:
+        del state.model_votes[vote]
 
 
 def advance_epochs(state: LedgerState, time_ms: int) -> None:

@@ -1,6 +1,6 @@
 """What must be true of the ledger after every block, checked rather than assumed.
 
-Source: docs/spec/ledger.md §10; design §7.
+Source: docs/spec/ledger.md §11; design §7.
 """
 
 from __future__ import annotations

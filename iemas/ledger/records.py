@@ -81,6 +81,28 @@ class CommitmentKey(NamedTuple):
     node: NodeId
 
 
+class ModelKey(NamedTuple):
+    """The QoS model of an ask epoch of a hub."""
+
+    hub: HubId
+    epoch: int
+
+
+class ModelVoteKey(NamedTuple):
+    """A validator's vote for the QoS model of an ask epoch."""
+
+    hub: HubId
+    epoch: int
+    voter: NodeId
+
+
+class ParameterVoteKey(NamedTuple):
+    """A validator's vote for the value of a market parameter."""
+
+    name: str
+    voter: NodeId
+
+
 class UnbondingKey(NamedTuple):
     """Stake of an account that is released at a time; sorts by time."""
 

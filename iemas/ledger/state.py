@@ -30,7 +30,10 @@ from iemas.ledger.records import (
     HoldKey,
     HoldRecord,
     JailRecord,
+    ModelKey,
+    ModelVoteKey,
     OffenceKey,
+    ParameterVoteKey,
     PendingTransfer,
     ShortfallRecord,
     TermKey,
@@ -96,18 +99,29 @@ class LedgerState:
     """By payer, in the order in which they were held."""
     ask_epochs: dict[HubId, AskEpochRecord] = field(default_factory=dict)
     commitments: dict[CommitmentKey, CommitmentRecord] = field(default_factory=dict)
+    models: dict[ModelKey, Hash] = field(default_factory=dict)
+    """Hashes of the QoS models of the current ask epoch and, once decided, of the next."""
+    model_votes: dict[ModelVoteKey, Hash] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    """What differs from genesis' parameters."""
+    parameter_changes: dict[str, int] = field(default_factory=dict)
+    """What was decided and counts from the next term on."""
+    parameter_votes: dict[ParameterVoteKey, int] = field(default_factory=dict)
     transfers: list[Transfer] = field(default_factory=list)
     """Journal of this copy; not part of the root."""
     _applied_ids: set[bytes] = field(default_factory=set, repr=False)
     _leaves: dict[tuple[str, Any], tuple[Any, bytes]] = field(default_factory=dict, repr=False)
+    _params: MarketParams | None = field(default=None, repr=False)
     _root: Hash | None = field(default=None, repr=False)
 
     # --- reading -------------------------------------------------------------------------------
 
     @property
     def params(self) -> MarketParams:
-        """What all nodes of the market agree on."""
-        return self.genesis.params
+        """What all nodes of the market agree on: genesis' parameters as changed by vote."""
+        if self._params is None:
+            self._params = self.make_params({})
+        return self._params
 
     @property
     def chain_id(self) -> str:
@@ -123,6 +137,19 @@ class LedgerState:
     def time_ms(self) -> int:
         """Ledger time: the last applied block's."""
         return self.facts.time_ms
+
+    def make_params(self, changes: Mapping[str, int]) -> MarketParams:
+        """Give the parameters as they would be with changes to those that hold now.
+
+        Raises: MalformedMessageError if they would be out of bounds.
+        """
+        given: dict[str, Any] = {**self.parameters, **changes}
+        return replace(self.genesis.params, **given)
+
+    def get_model(self, hub: HubId) -> Hash | None:
+        """Give the hash of the QoS model of the hub's current ask epoch; None before any vote."""
+        epoch = self.ask_epochs.get(hub)
+        return None if epoch is None else self.models.get(ModelKey(hub, epoch.number))
 
     def get_hubs(self) -> tuple[HubId, ...]:
         """List the hubs in sorted order."""
@@ -327,6 +354,13 @@ class LedgerState:
             setattr(copied, name, dict(table))
         return copied
 
+    def adopt_parameters(self) -> None:
+        """Let the parameter changes count that were decided."""
+        if self.parameter_changes:
+            self.parameters |= self.parameter_changes
+            self.parameter_changes = {}
+            self._params = None
+
     def post(self, transfer: Transfer) -> None:
         """Move money. Raises: InternalError if `debit` does not hold it: check before."""
         if transfer.debit != ISSUANCE:
@@ -430,6 +464,11 @@ TABLE_NAMES = (
     "pending",
     "ask_epochs",
     "commitments",
+    "models",
+    "model_votes",
+    "parameters",
+    "parameter_changes",
+    "parameter_votes",
 )
 
 

@@ -37,7 +37,8 @@ def apply_next_term(state: LedgerState, hub: HubId, time_ms: int) -> None:
 
 
 def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> None:
-    """Elect, drop the votes of the term before, close terms that are due, freeze allowances."""
+    """Adopt changed parameters, elect, drop old votes, close due terms, freeze allowances."""
+    state.adopt_parameters()
     _return_to_duty(state, hub)
     term, after = compute_term(hub, number, state.get_candidates(hub), started_at_ms=time_ms)
     _set_priorities(state, hub, after)

@@ -116,6 +116,26 @@ class RevealAsk:
 
 
 @dataclass(frozen=True, slots=True)
+class VoteModel:
+    """A validator's vote for the QoS model of the next ask epoch, named by its hash."""
+
+    hub: HubId
+    epoch: int
+    model_hash: Hash
+
+    def __post_init__(self) -> None:
+        require_id("model_hash", self.model_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class VoteParameter:
+    """A validator's vote for the value of a market parameter, from the next term on."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class AccountHold:
     """How much of an account's allowance a term's rounds reserved in all."""
 
@@ -283,6 +303,8 @@ TransactionBody = (
     | WithdrawDeposit
     | CommitAsk
     | RevealAsk
+    | VoteModel
+    | VoteParameter
 )
 
 

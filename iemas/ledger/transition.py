@@ -23,6 +23,7 @@ from iemas.ledger.rules.asks import (
 )
 from iemas.ledger.rules.election import apply_absence_vote, apply_return_to_duty
 from iemas.ledger.rules.evidence import TranscriptVerifier, apply_evidence
+from iemas.ledger.rules.governance import apply_vote_model, apply_vote_parameter
 from iemas.ledger.rules.money import (
     apply_fund_escrow,
     apply_transfer_funds,
@@ -54,6 +55,8 @@ from iemas.ledger.transaction import (
     TransferFunds,
     Unstake,
     VoidHold,
+    VoteModel,
+    VoteParameter,
     WithdrawDeposit,
     WithdrawEscrow,
 )
@@ -124,5 +127,7 @@ RULES: dict[type, Callable[[LedgerState, AccountId, Any], TransactionResult]] = 
     WithdrawDeposit: apply_withdraw_deposit,
     CommitAsk: apply_commit_ask,
     RevealAsk: apply_reveal_ask,
+    VoteModel: apply_vote_model,
+    VoteParameter: apply_vote_parameter,
 }
 """The rule of each kind of body but evidence, which needs a verifier besides."""

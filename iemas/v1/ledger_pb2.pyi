@@ -649,6 +649,57 @@ class RevealAsk(_message.Message):
 Global___RevealAsk: _TypeAlias = RevealAsk  # noqa: Y015
 
 @_typing.final
+class VoteModel(_message.Message):
+    """A validator's vote for the QoS model of the next ask epoch, named by its hash."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    epoch: _builtins.int
+    model_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        model_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hub", b"hub", "model_hash", b"model_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VoteModel: _TypeAlias = VoteModel  # noqa: Y015
+
+@_typing.final
+class VoteParameter(_message.Message):
+    """A validator's vote for the value of a market parameter, from the next term on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VoteParameter: _TypeAlias = VoteParameter  # noqa: Y015
+
+@_typing.final
 class Transaction(_message.Message):
     """One change to the ledger, asked for by account under a nonce above its last one."""
 
@@ -674,6 +725,8 @@ class Transaction(_message.Message):
     WITHDRAW_DEPOSIT_FIELD_NUMBER: _builtins.int
     COMMIT_ASK_FIELD_NUMBER: _builtins.int
     REVEAL_ASK_FIELD_NUMBER: _builtins.int
+    VOTE_MODEL_FIELD_NUMBER: _builtins.int
+    VOTE_PARAMETER_FIELD_NUMBER: _builtins.int
     account: _builtins.bytes
     nonce: _builtins.int
     @_builtins.property
@@ -712,6 +765,10 @@ class Transaction(_message.Message):
     def commit_ask(self) -> Global___CommitAsk: ...
     @_builtins.property
     def reveal_ask(self) -> Global___RevealAsk: ...
+    @_builtins.property
+    def vote_model(self) -> Global___VoteModel: ...
+    @_builtins.property
+    def vote_parameter(self) -> Global___VoteParameter: ...
     def __init__(
         self,
         *,
@@ -735,12 +792,14 @@ class Transaction(_message.Message):
         withdraw_deposit: Global___WithdrawDeposit | None = ...,
         commit_ask: Global___CommitAsk | None = ...,
         reveal_ask: Global___RevealAsk | None = ...,
+        vote_model: Global___VoteModel | None = ...,
+        vote_parameter: Global___VoteParameter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "vote_model", b"vote_model", "vote_parameter", b"vote_parameter", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "nonce", b"nonce", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_vote", b"absence_vote", "account", b"account", "body", b"body", "commit_ask", b"commit_ask", "evidence", b"evidence", "fund_escrow", b"fund_escrow", "hold_funds", b"hold_funds", "nonce", b"nonce", "place_deposit", b"place_deposit", "post_ask", b"post_ask", "post_hold", b"post_hold", "return_to_duty", b"return_to_duty", "reveal_ask", b"reveal_ask", "round_roots", b"round_roots", "settle", b"settle", "stake", b"stake", "transfer_funds", b"transfer_funds", "unstake", b"unstake", "void_hold", b"void_hold", "vote_model", b"vote_model", "vote_parameter", b"vote_parameter", "withdraw_deposit", b"withdraw_deposit", "withdraw_escrow", b"withdraw_escrow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake", "hold_funds", "post_hold", "void_hold", "place_deposit", "withdraw_deposit", "commit_ask", "reveal_ask"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["transfer_funds", "fund_escrow", "withdraw_escrow", "post_ask", "round_roots", "settle", "absence_vote", "return_to_duty", "evidence", "stake", "unstake", "hold_funds", "post_hold", "void_hold", "place_deposit", "withdraw_deposit", "commit_ask", "reveal_ask", "vote_model", "vote_parameter"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

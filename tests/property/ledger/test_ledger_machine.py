@@ -1,6 +1,6 @@
 """Random transactions, valid and invalid, on two replicas: what must hold after every block.
 
-Source: docs/spec/ledger.md §10.
+Source: docs/spec/ledger.md §11.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
 from iemas.core.errors import InvalidTranscriptError
 from iemas.core.params import MarketParams
-from iemas.core.types import ChannelId, HubId, Prices
+from iemas.core.types import ChannelId, Hash, HubId, Prices
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.snapshot import decode_state, encode_state
 from iemas.ledger.state import LedgerState
@@ -37,6 +37,8 @@ from iemas.ledger.transaction import (
     TransferFunds,
     Unstake,
     VoidHold,
+    VoteModel,
+    VoteParameter,
     WithdrawDeposit,
     WithdrawEscrow,
 )
@@ -142,6 +144,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def reveal_ask(self, sender: str, price: int) -> None:
         epoch = self.chain.state.ask_epochs[self.chain.hub].number
         self.add(sender, self.chain.make_reveal(sender, epoch, Prices(1, 1, price)))
+
+    @rule(sender=names, ahead=st.integers(0, 1), model=st.sampled_from((b"1" * 32, b"2" * 32)))
+    def vote_model(self, sender: str, ahead: int, model: bytes) -> None:
+        epoch = self.chain.state.ask_epochs[self.chain.hub].number + ahead
+        self.add(sender, VoteModel(self.chain.hub, epoch, Hash(model)))
+
+    @rule(
+        sender=names,
+        name=st.sampled_from(("bid_fee_micros", "reporter_ppm", "min_stake_micros", "term_ms")),
+        value=st.sampled_from((0, 7, 60_000)),
+    )
+    def vote_parameter(self, sender: str, name: str, value: int) -> None:
+        self.add(sender, VoteParameter(name, value))
 
     @rule(sender=names, amount=amounts)
     def stake(self, sender: str, amount: int) -> None:

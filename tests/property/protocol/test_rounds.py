@@ -16,6 +16,7 @@ from auctioneer.outcomes import derive_outcomes
 from iemas.core.auction import Allocation, ClearingResult
 from iemas.core.digest import compute_block_keys
 from iemas.core.errors import InvalidTranscriptError
+from iemas.core.params import MarketParams
 from iemas.core.types import Lateness, Prices
 from iemas.testing.builders import BLOCK_SIZE, ONE
 from tests.unit.auctioneer.round_bench import RoundBench
@@ -43,7 +44,7 @@ bids = st.lists(
 def run_rounds(
     sellers: list[tuple[Prices, int, bool]], rounds: list[list[dict[str, object]]]
 ) -> RoundBench:
-    bench = RoundBench()
+    bench = RoundBench(params=MarketParams(ask_ratio_max=5 * ONE))
     resident = b"".join(sorted(KEYS[i : i + 8] for i in range(0, len(KEYS), 8)))
     for number, (ask, slots, warm) in enumerate(sellers, start=1):
         bench.add_provider(f"node-{number}", ask=ask, slots=slots, blocks=resident if warm else b"")

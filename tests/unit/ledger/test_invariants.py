@@ -1,4 +1,4 @@
-"""Each invariant catches what breaks it. Source: docs/spec/ledger.md §10."""
+"""Each invariant catches what breaks it. Source: docs/spec/ledger.md §11."""
 
 from __future__ import annotations
 

@@ -23,9 +23,12 @@ from iemas.ledger.transaction import (
     Settle,
     Stake,
     Unstake,
+    VoteModel,
+    VoteParameter,
 )
 from iemas.testing.chain import PRICES, LedgerChain, accept_transcript, make_genesis
 
+MODEL = Hash(b"\x01" * 32)
 PARAMS = MarketParams(min_stake_micros=500, ask_bond_micros=50)
 
 
@@ -35,6 +38,9 @@ def busy() -> LedgerChain:
     chain = LedgerChain(make_genesis(params=PARAMS))
     chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
     chain.submit("node-1", PostAsk(Ask(chain.hub, PRICES)))
+    for voter in ("node-1", "node-2", "node-3"):
+        chain.submit(voter, VoteParameter("jail_ms", 5))
+        chain.submit(voter, VoteModel(chain.hub, 1, MODEL))
     chain.submit("alice", Stake(2 * PARAMS.min_stake_micros))
     chain.submit("alice", Unstake(PARAMS.min_stake_micros))
     chain.submit("bob", chain.make_double_vote("node-2", 1))
@@ -48,6 +54,9 @@ def busy() -> LedgerChain:
     chain.submit("node-1", Settle((chain.make_entry("alice", "node-1", term, 900),)))
     chain.submit("node-2", Settle((chain.make_entry("alice", "node-2", term, 900_000),)))
     chain.submit("alice", AbsenceVote(chain.hub, term, chain.get_node("node-1")))
+    for voter in ("node-1", "node-3"):
+        chain.submit(voter, VoteParameter("jail_ms", 6))
+    chain.submit("alice", VoteParameter("max_validators", 7))
     chain.submit("bob", PlaceDeposit(PARAMS.ask_bond_micros))
     chain.submit("bob", chain.make_commitment("bob", 1, PRICES))
     chain.submit("alice", HoldFunds(b"k" * 16, chain.get_id("bob"), 5, 1_000))
