@@ -69,15 +69,6 @@ def list_equilibria(tasks: Sequence[MarketTask]) -> list[Job]:
     ]
 
 
-def run_outcomes(seed: int) -> dict[str, Any]:
-    """Run the study of outcomes, which reads a trace."""
-    try:
-        tables: dict[str, Any] = outcomes.run(seed=seed)
-    except FileNotFoundError as error:
-        return {"skipped": f"no trace at {error.filename}"}
-    return tables
-
-
 def make_tables(results: list[MarketResult], parts: list[str]) -> dict[str, Any]:
     """Make the tables of the parts that were run."""
     tables: dict[str, Any] = {}
@@ -149,7 +140,7 @@ def run_parts(
     if "equilibrium" in parts:
         jobs += list_equilibria(markets)
     if "outcomes" in parts:
-        jobs.append(partial(run_outcomes, arguments.seed))
+        jobs.append(partial(outcomes.run_if_there, arguments.seed))
     done = run_jobs(jobs, arguments.jobs)
     results = [result for result in done if isinstance(result, MarketResult)]
     rest = done[len(results) :]

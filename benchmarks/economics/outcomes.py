@@ -894,6 +894,17 @@ def run(
     }
 
 
+def run_if_there(seed: int) -> dict[str, Any]:
+    """Run the study, or say that its trace is missing. A job of `python -m benchmarks.economics`.
+
+    It is here as what `__main__` defines cannot be sent to other processes.
+    """
+    try:
+        return run(seed)
+    except FileNotFoundError as error:
+        return {"skipped": f"no trace at {error.filename}"}
+
+
 def main() -> None:
     """Run the study and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
