@@ -69,6 +69,8 @@ class Execution:
         self.first_window_micros = compute_first_window_micros(
             self.allocation, params.window_tokens
         )
+        self.trusted_micros = self.first_window_micros
+        """What was delivered before any receipt: the first window, or a first chunk beyond it."""
         self._acknowledged_micros = self.first_window_micros
 
     # --- reads -------------------------------------------------------------------------------
@@ -240,5 +242,7 @@ class Execution:
                 finish=self._finish,
             )
         )
+        if self._sequence == 1:
+            self.trusted_micros = max(self.first_window_micros, receipt.message.amount_micros)
         self._issued[self._sequence] = receipt
         return receipt

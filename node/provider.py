@@ -254,7 +254,7 @@ class Provider:
 
         Acknowledgements of parallel tasks may overtake each other, so it is the channel's newest
         total that must count what is owed, and a total beyond the bound is taken on trust for no
-        more than each task's first window.
+        more than each task's first window, or chunk where that is larger.
         Raises: InvalidReceiptError, InvalidSignatureError; then nothing is changed.
         """
         receipt = execution.check_acknowledgement(countersigned)
@@ -263,7 +263,7 @@ class Provider:
         owed = book.ended_cosigned_micros + execution.compute_cosigned_with(receipt)
         owed += sum(other.cosigned_micros for other in active if other is not execution)
         _require_covered(book.newest.message.total_micros, owed)
-        trusted = sum(other.first_window_micros for other in active)
+        trusted = sum(other.trusted_micros for other in active)
         _require_covered(book.covered_micros, owed - trusted)
         execution.acknowledge(countersigned, now_ms=now_ms)
         return self._keep_book(_get_key(execution), book)

@@ -18,6 +18,7 @@ from iemas.core.errors import (
     ProviderBusyError,
 )
 from iemas.core.execution import Busy, ReceiptCountersigned, TaskStart, UnsettledChannel
+from iemas.core.params import MarketParams
 from iemas.core.types import FinishReason
 from iemas.ledger.transaction import ResultCode, Settle
 from iemas.testing.builders import make_payload
@@ -371,6 +372,18 @@ def test_a_total_that_counts_a_task_not_yet_here_is_taken(desk: Desk) -> None:
     entry = late.acknowledge().value
     assert isinstance(entry, UnsettledChannel)
     assert entry.total.message.total_micros == desk.get_total() > bound
+
+
+def test_a_first_chunk_beyond_the_window_is_trusted_like_a_window() -> None:
+    """A backend may send more at once than a window; the next task's start is still on its way."""
+    desk = Desk(params=MarketParams(window_tokens=6, receipt_interval_tokens=3))
+    task = desk.begin(max_tokens=200)
+    desk.get_buyer().make_meter(max_tokens=200).start(now_ms=desk.now_ms)
+    receipt = task.deliver(190)
+    assert receipt is not None
+    assert receipt.message.amount_micros > task.execution.first_window_micros
+    task.acknowledge()
+    assert task.execution.cosigned_micros == receipt.message.amount_micros
 
 
 def test_totals_beyond_the_bound_are_trusted_for_one_window_only(desk: Desk) -> None:
