@@ -18,7 +18,7 @@ from iemas.consensus.commits import (
     verify_commit,
 )
 from iemas.consensus.messages import CommittedBlock
-from iemas.consensus.validators import ValidatorSet
+from iemas.consensus.validators import ValidatorSet, compute_members_hash
 from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import InvalidBlockError
 from iemas.core.types import Hash
@@ -116,6 +116,7 @@ class Chain:
             state_root=state.compute_root(),
             transactions_root=compute_transactions_root(transactions),
             validators_hash=self.validators.compute_hash(),
+            next_validators_hash=self._compute_next_validators_hash(),
         )
         return Block(signer.sign(header), transactions)
 
@@ -129,7 +130,17 @@ class Chain:
             raise self._refuse(block, "it does not extend this replica's last block")
         if header.validators_hash != self.validators.compute_hash():
             raise self._refuse(block, "it names other validators than this replica knows")
+        self._check_next_validators(block)
         self.app.process_proposal(block)
+
+    def _compute_next_validators_hash(self) -> Hash:
+        """Name who votes on the height after the next block's: the state knows it already."""
+        state = self.app.state
+        return compute_members_hash(state.get_consensus_validators_at(state.height + 2))
+
+    def _check_next_validators(self, block: Block) -> None:
+        if block.header.message.next_validators_hash != self._compute_next_validators_hash():
+            raise self._refuse(block, "it names other next validators than this replica knows")
 
     # --- applying --------------------------------------------------------------------------------
 
@@ -144,6 +155,7 @@ class Chain:
         verify_commit(committed, self.validators, self._chain_id)
         if block.header.message.previous_hash != self._last_hash:
             raise self._refuse(block, "it does not extend this replica's last block")
+        self._check_next_validators(block)
         finalized = self.app.finalize_block(block)
         self.app.commit()
         self.validators = compute_next_validators(self.validators, self.app.state)

@@ -216,10 +216,10 @@ class LedgerState:
         return tuple(node for node in self.get_validators(hub) if self.is_live(hub, node))
 
     def get_consensus_validators(self) -> tuple[ValidatorPower, ...]:
-        """List who votes on the next height and with what power, in id order; never empty.
+        """List who is to vote on blocks and with what power, in id order; never empty.
 
-        Everyone with stake who is not jailed; who is only absent from a hub's election still
-        votes on blocks.
+        After block h these vote from height h + 2 on. Everyone with stake who is not jailed; who
+        is only absent from a hub's election still votes on blocks.
         """
         nodes = sorted({key.node for key in self.validators if key.node not in self.jails})
         return tuple(ValidatorPower(node, self.get_stake_micros(node)) for node in nodes)

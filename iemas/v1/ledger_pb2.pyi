@@ -842,6 +842,7 @@ class BlockHeader(_message.Message):
     STATE_ROOT_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_ROOT_FIELD_NUMBER: _builtins.int
     VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
+    NEXT_VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.str
     height: _builtins.int
     previous_hash: _builtins.bytes
@@ -851,6 +852,8 @@ class BlockHeader(_message.Message):
     transactions_root: _builtins.bytes
     validators_hash: _builtins.bytes
     """of those that vote on this height"""
+    next_validators_hash: _builtins.bytes
+    """of those that vote on the next height"""
     def __init__(
         self,
         *,
@@ -861,10 +864,11 @@ class BlockHeader(_message.Message):
         state_root: _builtins.bytes = ...,
         transactions_root: _builtins.bytes = ...,
         validators_hash: _builtins.bytes = ...,
+        next_validators_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "previous_hash", b"previous_hash", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "next_validators_hash", b"next_validators_hash", "previous_hash", b"previous_hash", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

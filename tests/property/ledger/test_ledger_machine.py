@@ -345,7 +345,7 @@ class LedgerMachine(RuleBasedStateMachine):
         members = state.get_consensus_validators()
         assert members
         assert all(power > 0 for _, power in members)
-        assert state.get_consensus_validators_at(state.height + 1) == members
+        assert state.get_consensus_validators_at(state.height + 2) == members
 
     @invariant()
     def a_snapshot_has_the_same_root(self) -> None:
