@@ -27,7 +27,7 @@ from benchmarks.economics.study import (
     PARTS,
     MarketResult,
     MarketTask,
-    ignore_interrupts,
+    end_on_interrupt,
     list_markets,
     study_market,
 )
@@ -46,7 +46,7 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> list[Any]:
     """Run jobs in parallel; give their results in the order of the jobs."""
     started, results = time.perf_counter(), []
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_on_interrupt)
     try:
         futures = {pool.submit(job): n for n, job in enumerate(jobs)}
         for future in as_completed(futures):

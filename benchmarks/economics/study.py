@@ -83,9 +83,9 @@ class MarketResult:
     remedies: list[Attempt] = field(default_factory=list)
 
 
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end this worker at once and without a word: the parent process speaks."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def study_market(task: MarketTask) -> MarketResult:
