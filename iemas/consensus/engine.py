@@ -438,6 +438,7 @@ class TendermintEngine:
         Raises: InvalidBlockError, InvalidSignatureError, InternalError as `Chain.apply`.
         """
         announcers = self._find_announcers(committed)
+        followers = [peer for peer in self._peers if peer not in self._chain.validators]
         applied = self._chain.apply(committed)
         block = applied.block
         self._committed_at_ms = now_ms
@@ -466,7 +467,6 @@ class TendermintEngine:
         for one in dropped:
             ready += _refuse(one)
         if self._signer.node_id in announcers:
-            followers = [peer for peer in self._peers if peer not in self._chain.validators]
             announcement = BlockAnnouncement(committed)
             ready += Ready(send=tuple(Send(peer, announcement) for peer in followers))
         self._participant = self._make_participant()

@@ -269,7 +269,8 @@ class Participant:
         if block.hash in self._checked:
             return
         ahead_ms = block.time_ms - now_ms
-        if ahead_ms > self._tolerance_ms:
+        # Where all clocks were set back, the time of the last block is the best that anyone has.
+        if ahead_ms > self._tolerance_ms and block.time_ms > self._chain.app.state.time_ms:
             raise InvalidBlockError(
                 f"its time is {ahead_ms} ms ahead of this node's clock, at most "
                 f"{self._tolerance_ms} are tolerated: check the clocks",

@@ -1,0 +1,83 @@
+"""Consensus under faults from a seed, and that the checkers would notice if it broke."""
+
+from __future__ import annotations
+
+import pytest
+
+from iemas.consensus import engine as engines
+from iemas.consensus import participant as participants
+from iemas.testing.disk import SimulatedDisk
+from tests.cluster import FOUR, Cluster
+from tests.simulation.consensus_ordeal import ConsensusOrdeal
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_all_agree_and_go_on(seed: int) -> None:
+    assert ConsensusOrdeal(seed).run() == []
+
+
+def test_a_node_that_was_away_for_1_000_blocks_catches_up_while_the_others_go_on() -> None:
+    cluster = Cluster().start()
+    cluster["node-4"].crash()
+    nonce = 0
+    while cluster["node-1"].height < 1_000:
+        nonce += 1
+        cluster.submit("node-1", cluster.make_funding(nonce=nonce))
+        cluster.run(55)
+    behind = cluster["node-1"].height
+    cluster["node-4"].start()
+
+    def keep_busy() -> None:
+        nonlocal nonce
+        nonce += 1
+        cluster.submit("node-1", cluster.make_funding(nonce=nonce))
+        cluster.clock.call_later(100, keep_busy)
+
+    keep_busy()
+    cluster.run(10_000, until=lambda: cluster["node-4"].height > behind + 3)
+    assert cluster["node-1"].height - cluster["node-4"].height <= 1
+
+
+def test_a_node_with_an_emptied_disk_follows_again() -> None:
+    cluster = Cluster().start()
+    cluster.submit("node-1")
+    cluster.run(6_000)
+    cluster["node-2"].crash()
+    cluster["node-2"].disk = SimulatedDisk()
+    cluster.run(6_000)
+    cluster["node-2"].start()
+    cluster.run(6_000)
+    assert len(cluster.get_roots()) == 1
+
+
+def test_the_side_without_a_quorum_stands_still_and_heals_without_a_fork() -> None:
+    cluster = Cluster().start()
+    cluster.run(500)
+    small, large = FOUR[:2], FOUR[2:]
+    for one in small:
+        for other in large:
+            cluster.network.cut(cluster[one].node_id, cluster[other].node_id)
+            cluster.network.cut(cluster[other].node_id, cluster[one].node_id)
+    transactions = [
+        cluster.submit(name, cluster.make_funding_by(sender, 1))
+        for name, sender in (("node-1", "alice"), ("node-3", "bob"))
+    ]
+    cluster.run(10_000)
+    assert {replica.height for replica in cluster.replicas.values()} == {1}
+    cluster.network.heal()
+    cluster.run(5_000)
+    assert all(cluster.is_applied(transaction) for transaction in transactions)
+
+
+def test_a_checker_notices_a_validator_that_forgets_what_it_signed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the sign record a validator votes against itself after a crash, and is caught."""
+    monkeypatch.setattr(participants.Participant, "_make_records", lambda _: [])
+    broken = [line for seed in range(6) for line in ConsensusOrdeal(seed, crashes=20).run()]
+    assert any("signed twice" in line for line in broken)
+
+
+def test_without_gossip_a_lossy_network_stops_consensus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STATUS_INTERVAL_MS", 10**9)
+    assert any(ConsensusOrdeal(seed).run() for seed in range(4))
