@@ -314,7 +314,7 @@ class LedgerChain:
             scenarios=(Scenario(1, 0, 0),) * N_SCENARIOS,
             providers=(),
             tasks=(),
-            clearing=ClearingResult("provider", (), 0, (), (), ()),
+            clearing=ClearingResult("provider", (), 0, (), (), (), ()),
         )
 
     def make_entry(
