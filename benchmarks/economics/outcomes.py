@@ -27,9 +27,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from auctioneer.mechanism import Clearing, Valuation, clear, compute_valuation
+from auctioneer.mechanism import Valuation, compute_valuation
 from auctioneer.mechanism.arrays import IntArray
-from auctioneer.mechanism.modes import compute_surcharges
 from auctioneer.predictors.scenarios import MAX_SAMPLES
 from benchmarks._report import add_json_option, write_report
 from benchmarks.economics.deals import (
@@ -60,6 +59,7 @@ from benchmarks.economics.deals import (
     strike,
     to_array,
 )
+from benchmarks.economics.rounds import Cleared, clear_all
 from iemas.core.auction import Bid, ProviderInput, Scenario
 from iemas.core.params import CLEARING_MODES, MarketParams
 from iemas.core.types import Lateness, Prices
@@ -565,18 +565,9 @@ class Market:
         """Give every provider's honest offer."""
         return [offer(seller.cost, seller.qos) for seller in self.sellers]
 
-    def clear(self, welfare: IntArray) -> tuple[Clearing, dict[str, IntArray]]:
-        """Clear, and share the gains in every mode."""
-        clearing = clear(welfare, self.slots, mode="client")
-        matched = np.flatnonzero(clearing.assignment >= 0)
-        own = np.zeros(len(welfare), dtype=np.int64)
-        own[matched] = welfare[matched, clearing.assignment[matched]]
-        return clearing, {
-            mode: compute_surcharges(
-                mode, clearing.assignment, own, clearing.slot_prices, clearing.vcg_bonuses
-            )
-            for mode in CLEARING_MODES
-        }
+    def clear(self, welfare: IntArray) -> Cleared:
+        """Clear declared welfare, and share the gains in every mode."""
+        return clear_all(welfare, self.slots)
 
 
 SIZES: Final = {"idle": (4, 3, 4), "scarce": (6, 3, 1)}
@@ -698,13 +689,13 @@ def _tabulate_declarations(
     for n, lie in enumerate(lies):
         declared = welfare.copy()
         declared[0] = rows.welfare_micros[n]
-        clearing, surcharges = market.clear(declared)
-        i = int(clearing.assignment[0])
+        cleared = market.clear(declared)
+        i = int(cleared.assignment[0])
         if i < 0:
             continue
         deal = make_deal(lie, market.sellers[i], market.scenarios, rows, (n, i))
         for mode in CLEARING_MODES:
-            priced = deal.at(deal.cost_micros + int(surcharges[mode][0]))
+            priced = deal.at(deal.cost_micros + int(cleared.surcharges[mode][0]))
             net = truth - to_array(priced.rates)
             tokens = np.minimum(lengths, lie.max_tokens)
             utility[mode][n] = np.dot(net[:2], deal.prompt) + net[2] * tokens
@@ -759,12 +750,12 @@ def _tabulate_asks(
     for n, ask in enumerate(asks):
         declared = welfare.copy()
         declared[:, 0] = columns.welfare_micros[:, n]
-        clearing, surcharges = market.clear(declared)
-        for task in np.flatnonzero(clearing.assignment == 0).tolist():
+        cleared = market.clear(declared)
+        for task in np.flatnonzero(cleared.assignment == 0).tolist():
             bid = market.bids[task]
             deal = make_deal(bid, Seller(ask, own.qos), market.scenarios, columns, (task, n))
             for mode in CLEARING_MODES:
-                priced = deal.at(deal.cost_micros + int(surcharges[mode][task]))
+                priced = deal.at(deal.cost_micros + int(cleared.surcharges[mode][task]))
                 paid[mode] += priced.price_micros if n == 0 else 0.0
                 net = to_array(priced.rates) - cost
                 for name, true in lengths.items():
@@ -850,11 +841,11 @@ def _profit_of_claim(market: Market, claim: float, *, learnt: bool) -> tuple[flo
     offers = [offer(own.cost, qos), *market.offer_all()[1:]]
     blocks = np.column_stack((shown, market.blocks[:, 1:]))
     valuation = market.value(market.bids, offers, blocks)
-    clearing, surcharges = market.clear(valuation.welfare_micros)
+    cleared = market.clear(valuation.welfare_micros)
     profit = paid = 0.0
-    for task in np.flatnonzero(clearing.assignment == 0).tolist():
+    for task in np.flatnonzero(cleared.assignment == 0).tolist():
         deal = make_deal(market.bids[task], own, market.scenarios, valuation, (task, 0))
-        deal = deal.at(deal.cost_micros + int(surcharges["provider"][task]))
+        deal = deal.at(deal.cost_micros + int(cleared.surcharges["provider"][task]))
         truly = min(int(held[task]) * BLOCK, deal.bid.prompt_tokens - 1)
         prompt = (deal.bid.prompt_tokens - truly, truly)
         played = Play.of(
