@@ -4,7 +4,7 @@ Every block is checked before it is applied, also one that this validator helped
 commit under the validators of its height, then by the application. `validators` is who votes on
 the next height; it follows from genesis and the blocks alone.
 
-Source: docs/spec/consensus.md E30 to E34, docs/spec/application.md §1.
+Source: docs/spec/engine.md E30 to E34, docs/spec/application.md §1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Commits: how anyone who knows a height's validators checks that a block was decided there.
 
-Source: docs/spec/consensus.md E30 to E32.
+Source: docs/spec/engine.md E30 to E32.
 """
 
 from __future__ import annotations

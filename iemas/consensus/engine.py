@@ -9,7 +9,7 @@ call `tick` no later than the last `wake_at_ms`; keep `set_peers` up to date; dr
 after every step, and `take_journal` into the store if it has one; give back to `restore` what was
 persisted.
 
-Source: docs/spec/consensus.md §4 ff.; design §7.
+Source: docs/spec/engine.md; design §7.
 """
 
 from __future__ import annotations

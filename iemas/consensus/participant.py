@@ -4,7 +4,7 @@
 the blocks behind proposals, signs votes and proposals, keeps its timeouts, and gives back what
 must be on disk before any of it leaves. It also answers peers that lack something.
 
-Source: docs/spec/consensus.md T20 to T24 and E20 to E27.
+Source: docs/spec/consensus.md §5, docs/spec/engine.md E20 to E26.
 """
 
 from __future__ import annotations

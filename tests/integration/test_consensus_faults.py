@@ -1,6 +1,6 @@
 """The ledger of real processes when nodes are killed: any one of four, then all of them.
 
-Source: design §13; docs/spec/consensus.md §1.
+Source: design §13; docs/spec/engine.md §1.
 """
 
 import asyncio

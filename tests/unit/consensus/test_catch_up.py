@@ -1,4 +1,4 @@
-"""Whom to ask for blocks, and when. Source: docs/spec/consensus.md E40 to E44."""
+"""Whom to ask for blocks, and when. Source: docs/spec/engine.md E40 to E44."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine around the algorithm. Source: docs/spec/consensus.md §4 ff."""
+"""The engine around the algorithm. Source: docs/spec/engine.md"""
 
 from __future__ import annotations
 

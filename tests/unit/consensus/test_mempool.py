@@ -1,4 +1,4 @@
-"""What waits for a block. Source: docs/spec/consensus.md E10 to E13."""
+"""What waits for a block. Source: docs/spec/engine.md E10 to E13."""
 
 from __future__ import annotations
 
