@@ -83,7 +83,7 @@ def make_tables(results: list[MarketResult], parts: list[str]) -> dict[str, Any]
         },
         "collusion": {
             "collusion": report.make_collusion,
-            "remedies": report.make_remedies,
+            "sharing": report.make_sharing,
         },
     }
     for part, named in makers.items():
