@@ -6,7 +6,11 @@ import pytest
 
 from iemas.consensus import engine as engines
 from iemas.consensus import participant as participants
+from iemas.consensus.messages import ProposalNotice, VoteNotice
+from iemas.consensus.voting import NO_ROUND, Proposal
+from iemas.core.vote import Vote, VoteKind
 from iemas.testing.disk import SimulatedDisk
+from iemas.testing.network import NetworkFaults
 from tests.cluster import FOUR, Cluster
 from tests.simulation.consensus_ordeal import ConsensusOrdeal
 
@@ -81,3 +85,52 @@ def test_a_checker_notices_a_validator_that_forgets_what_it_signed(
 def test_without_gossip_a_lossy_network_stops_consensus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "STATUS_INTERVAL_MS", 10**9)
     assert any(ConsensusOrdeal(seed).run() for seed in range(4))
+
+
+def split_the_vote(cluster: Cluster, liar: str) -> None:
+    """Let a proposer show every other validator another block, and vote for all of them."""
+    chain = cluster["node-1"].engine._chain
+    signer = cluster.chain.get_signer(liar)
+    height = cluster["node-1"].height + 1
+    victims = [cluster[name] for name in FOUR if name != liar]
+    notices = []
+    for number in range(len(victims)):
+        now_ms = cluster.clock.now_ms + number
+        block = chain.make_block((), signer=signer, now_ms=now_ms)
+        notices.append(
+            ProposalNotice(signer.sign(Proposal(height, 0, block.hash, NO_ROUND)), block)
+        )
+    votes = tuple(
+        signer.sign(Vote(height, 0, kind, notice.block.hash))
+        for notice in notices
+        for kind in (VoteKind.PREVOTE, VoteKind.PRECOMMIT)
+    )
+    for victim, notice in zip(victims, notices, strict=True):
+        victim.step(notice, cluster[liar].node_id)
+        victim.step(VoteNotice(votes), cluster[liar].node_id)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_proposer_that_tells_everyone_something_else_splits_nobody(seed: int) -> None:
+    faults = NetworkFaults(most_delay_ms=60, loss_ppm=50_000, duplication_ppm=20_000)
+    cluster = Cluster(seed=seed, faults=faults).start()
+    liar = "node-4"
+    cluster.run(1_000)
+    cluster[liar].crash()
+    lies = 0
+    for number in range(20):
+        validators = cluster["node-1"].engine._chain.validators
+        if validators.get_proposer(0) == cluster[liar].node_id:
+            lies += 1
+            split_the_vote(cluster, liar)
+        cluster.submit("node-1", cluster.make_funding(number + 1))
+        cluster.run(1_500)
+    assert lies > 0
+    cluster.run(5_000)
+    assert cluster["node-1"].engine.state.get_nonce(cluster.chain.get_id("alice")) == 20
+    accused = {
+        double.first.signer_id
+        for name in FOUR[:3]
+        for double in cluster[name].engine.take_evidence()
+    }
+    assert accused == {cluster[liar].node_id}
