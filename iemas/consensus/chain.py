@@ -29,6 +29,7 @@ from iemas.ledger.header import (
     BlockHeader,
     compute_transactions_root,
 )
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Transaction, TransactionResult
 from iemas.ledger.transfer import Transfer
 
@@ -75,6 +76,8 @@ class Chain:
         self.validators: ValidatorSet = make_first_validators(app.state)
         self._chain_id = chain_id
         self._read_blocks = read_blocks
+        self.proven_state: LedgerState | None = None
+        """The state under the last block's header: the one that a light client can check."""
         self._last_hash = GENESIS_HASH
         self._blocks: list[CommittedBlock] = []  # the last ones, or all without `read_blocks`
         self._applied: list[AppliedBlock] = []
@@ -156,9 +159,11 @@ class Chain:
         if block.header.message.previous_hash != self._last_hash:
             raise self._refuse(block, "it does not extend this replica's last block")
         self._check_next_validators(block)
+        state = self.app.state
         finalized = self.app.finalize_block(block)
         self.app.commit()
         self.validators = compute_next_validators(self.validators, self.app.state)
+        self.proven_state = state
         self._remember(committed)
         applied = AppliedBlock(
             committed, finalized.results, finalized.transfers, finalized.state_root

@@ -126,6 +126,12 @@ class TendermintEngine:
         """State root after the last decided block."""
         return self.app.state.compute_root()
 
+    @property
+    def proven(self) -> tuple[CommittedBlock, LedgerState] | None:
+        """The last decided block with the state under its header; None after genesis."""
+        block, state = self._chain.last_block, self._chain.proven_state
+        return None if block is None or state is None else (block, state)
+
     def take_applied(self) -> tuple[AppliedBlock, ...]:
         """Give the blocks applied since the last call, in order; restored ones not included."""
         return self._chain.take_applied()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from iemas.consensus.voting import Proposal, Vote
 from iemas.core.envelope import Signed
-from iemas.core.types import Hash, require, require_id
-from iemas.ledger.header import Block
+from iemas.core.types import Hash, NodeId, require, require_id
+from iemas.ledger.header import Block, BlockHeader
 from iemas.ledger.transaction import Transaction
 
 MAX_STATUS_ROUNDS = 16
@@ -44,6 +44,44 @@ class CommittedBlock:
     def height(self) -> int:
         """The block's height."""
         return self.block.height
+
+
+# --- for light clients ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LightValidator:
+    """A validator as headers name it."""
+
+    node_id: NodeId
+    power: int
+
+    def __post_init__(self) -> None:
+        require_id("node_id", self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlock:
+    """A decided block without its transactions: header, commit, and who voted on that height."""
+
+    header: Signed[BlockHeader]
+    commit: Commit
+    validators: tuple[LightValidator, ...]
+
+    @property
+    def height(self) -> int:
+        """The block's height."""
+        return self.header.message.height
+
+    @property
+    def hash(self) -> Hash:
+        """The block's hash: what its header says, and who signed it."""
+        return self.header.hash
+
+    @property
+    def time_ms(self) -> int:
+        """The block's ledger time."""
+        return self.header.message.time_ms
 
 
 # --- between engines -----------------------------------------------------------------------------

@@ -57,6 +57,31 @@ def compute_root_of_hashes(leaf_hashes: Sequence[bytes]) -> Hash:
     return Hash(level[0])
 
 
+class MerkleTree:
+    """A tree that keeps its inner nodes, for whoever proves many of its leaves."""
+
+    def __init__(self, leaf_hashes: Sequence[bytes]) -> None:
+        self._levels = [list(leaf_hashes)]
+        while len(level := self._levels[-1]) > 1:
+            neighbours = zip(level[::2], level[1::2], strict=False)
+            paired = [_hash_node(left, right) for left, right in neighbours]
+            self._levels.append(paired + level[len(paired) * 2 :])
+
+    @property
+    def root(self) -> Hash:
+        """The tree's root; of no leaves, the hash of nothing."""
+        return Hash(self._levels[-1][0]) if self._levels[0] else EMPTY_ROOT
+
+    def prove(self, index: int) -> InclusionProof:
+        """Prove that leaf `index` is in the tree; costs time in proportion to its depth."""
+        path = []
+        for depth, level in enumerate(self._levels[:-1]):
+            sibling = (index >> depth) ^ 1
+            if sibling < len(level):
+                path.append(level[sibling])
+        return InclusionProof(index, len(self._levels[0]), tuple(path))
+
+
 def compute_inclusion_proof(leaves: Sequence[bytes], index: int) -> InclusionProof:
     """Prove that leaf `index` is in the tree of `leaves`. Source: RFC 6962 §2.1.1."""
     level = [compute_leaf_hash(leaf) for leaf in leaves]

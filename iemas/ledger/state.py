@@ -449,6 +449,10 @@ class LedgerState:
         self._leaves = fresh
         return sorted([leaf[1] for kept in fresh.values() for leaf in kept.values()])
 
+    def list_leaves(self) -> list[tuple[bytes, bytes]]:
+        """Give every record's leaf with its hash, in the root's order."""
+        return self._collect_leaves()
+
     def iterate_records(self) -> Iterator[tuple[str, Any, Any]]:
         """Give (table, key, value) of every record, in no particular order."""
         yield "facts", "", self.facts
