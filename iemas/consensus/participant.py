@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from iemas.consensus.chain import Chain
 from iemas.consensus.mempool import Mempool
 from iemas.consensus.messages import (
+    MAX_NOTICE_VOTES,
     MAX_STATUS_ROUNDS,
     PREFIX_BYTES,
     Commit,
@@ -50,8 +51,6 @@ RECORD_KEY = b"own"
 KEPT_VOTES = 64
 KEPT_ROUNDS = 8
 """Of how many past rounds proposals are kept for peers that lack them."""
-
-MAX_ANSWERED_VOTES = 256
 
 Broadcast = ProposalNotice | VoteNotice
 
@@ -407,7 +406,7 @@ class Participant:
         held = _split(status.held)
         rounds = dict.fromkeys((status.round, *status.rounds, self.round))
         missing = [v for prefix, v in self._collect(rounds).items() if prefix not in held]
-        votes = [vote for vote in missing if isinstance(vote, Signed)][:MAX_ANSWERED_VOTES]
+        votes = [vote for vote in missing if isinstance(vote, Signed)][:MAX_NOTICE_VOTES]
         answer: list[Broadcast] = []
         if status.wants_blocks:
             answer += [notice for notice in missing if isinstance(notice, ProposalNotice)]

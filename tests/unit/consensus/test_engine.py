@@ -29,6 +29,7 @@ from iemas.core.errors import (
     InternalError,
     InvalidBlockError,
     InvalidSignatureError,
+    MalformedMessageError,
     RemoteProtocolError,
 )
 from iemas.core.params import MarketParams
@@ -302,6 +303,18 @@ def test_a_forged_vote_is_refused(cluster: Cluster) -> None:
 def test_a_strangers_vote_is_refused(cluster: Cluster) -> None:
     vote = cluster.chain.make_vote("alice", 2, None)
     assert "is no validator" in refuse(cluster, VoteNotice((vote,)), RemoteProtocolError)
+
+
+def test_messages_are_bounded(cluster: Cluster) -> None:
+    vote = cluster.chain.make_vote("node-2", 2, None)
+    with pytest.raises(MalformedMessageError, match="at most 256 votes"):
+        VoteNotice((vote,) * 257)
+    with pytest.raises(MalformedMessageError, match="whole prefixes"):
+        ConsensusStatus(2, 0, (), b"x", wants_blocks=False)
+    with pytest.raises(MalformedMessageError, match="at most 65536 bytes"):
+        ConsensusStatus(2, 0, (), bytes(8 * 10_000), wants_blocks=False)
+    with pytest.raises(MalformedMessageError, match="at most 16 rounds"):
+        ConsensusStatus(2, 0, (1,) * 17, b"", wants_blocks=False)
 
 
 @pytest.mark.parametrize("height", [1, 3, 2**62])
