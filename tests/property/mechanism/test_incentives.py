@@ -13,6 +13,9 @@ import pytest
 
 from auctioneer.mechanism import Clearing, clear
 from auctioneer.mechanism.arrays import IntArray
+from auctioneer.mechanism.bonuses import compute_vcg_bonuses
+from auctioneer.mechanism.gains import read_market
+from auctioneer.mechanism.residual import build_residual
 from iemas.core.params import CLEARING_MODES
 from tests.property.mechanism.brute_force import Market, draw_market
 from tests.property.mechanism.every_market import EveryMarket
@@ -145,7 +148,88 @@ def test_an_accomplices_bid_makes_no_neighbour_pay_more_in_provider_mode(bid: in
     ]
 
 
-# SLOTS_TEST
+def compute_busy_utility(table: EveryMarket, provider: int) -> IntArray:
+    """Utility in `provider` mode by (rest, truth, declared), if being busy costs nothing.
+
+    It serves those that pay it best, as many as it has slots for, and owes the others nothing.
+    """
+    slots, columns = table.list_columns()
+    served = table.by_column(table.assignment, provider) == provider
+    surcharges = table.by_column(table.surcharges["provider"], provider)
+    promised = np.where(served, surcharges - columns, 0)
+    truth = np.where(served[:, None], columns[:, None, :], 0)
+    return sum_best(np.maximum(promised[:, None, :] + truth, 0), slots[:, None])
+
+
+def test_slots_that_are_not_there_gain_nothing_in_the_smallest_markets(
+    tables: list[EveryMarket], count: Callable[[str, int], None]
+) -> None:
+    """Even if being busy costs nothing, whatever costs are declared with them."""
+    lies = 0
+    for table, provider in list_providers(tables):
+        utility = compute_busy_utility(table, provider)
+        bonus = table.by_column(table.bonuses, provider)[:, :, provider, None]
+        assert (get_honest(utility) == bonus).all()
+        assert (utility <= bonus).all()
+        lies += utility.size
+    count("lies of providers that are busy at no cost, all there are in small markets", lies)
+
+
+def test_slots_that_are_not_there_gain_where_the_tasks_they_draw_want_one_refuge() -> None:
+    """Not claimed: two tasks that share what they could have elsewhere lower a third's part.
+
+    Honestly the first keeps 108 of the 120 that it could have at the other slot, as it would take
+    that from a task worth 12 there. With three slots declared, the 120 that this slot would leave
+    all of them go by 120, 12 and 12: the first keeps 100 and pays 30. The others are told: busy.
+    """
+    welfare = np.array([[130, 120], [13, 12], [13, 12]])
+    honest = clear(welfare, np.array([1, 1]), mode="provider")
+    assert honest.assignment.tolist() == [0, 1, -1]
+    assert honest.surcharges.tolist() == [22, 12, 0]
+    lie = clear(welfare, np.array([3, 1]), mode="provider")
+    assert lie.assignment.tolist() == [0, 0, 0]
+    assert lie.surcharges.tolist() == [30, 3, 3]
+
+
+def test_slots_that_are_not_there_gain_at_most_what_contention_takes_from_fallbacks(
+    count: Callable[[str, int], None],
+) -> None:
+    """So nothing where fallbacks do not get in each other's way.
+
+    *Proof.* With T served it has Σ w − kept over T. The market could have matched T at i and the
+    rest without i, so its bonus is at least Σ w less what T adds to the market without i as the
+    last to come; and that is at most what it adds as the first, at most the fallbacks of T.
+    """
+    rng = np.random.default_rng(30)
+    gains = 0
+    for _ in range(300):
+        welfare, slots = draw_contested_market(rng)
+        provider = int(rng.integers(len(slots)))
+        bonus = int(clear(welfare, slots).vcg_bonuses[provider])
+        columns = [welfare[:, provider], *draw_lies(welfare[:, provider], welfare, rng)]
+        for column in columns:
+            lie, more = welfare.copy(), slots.copy()
+            lie[:, provider] = column
+            more[provider] += rng.integers(1, len(welfare) + 1)
+            clearing = clear(lie, more, mode="provider")
+            tasks = np.flatnonzero(clearing.assignment == provider)
+            profits = (clearing.surcharges + welfare[:, provider] - column)[tasks]
+            best = tasks[np.argsort(-profits, kind="stable")][: slots[provider]]
+            kept = (np.maximum(column, 0) - clearing.surcharges)[best].sum()
+            taken = int(find_fallbacks(lie, more, clearing)[best].sum() - kept)
+            gain = int(np.sort(profits)[::-1][: slots[provider]].sum()) - bonus
+            assert gain <= max(taken, 0)
+            gains += gain > 0
+    count("  lies that gain by false slots, of 2,400 drawn in contested markets", gains)
+    assert gains > 10
+
+
+def find_fallbacks(welfare: IntArray, slots: IntArray, clearing: Clearing) -> IntArray:
+    market = read_market(welfare, slots)
+    residual = build_residual(market, slots, clearing.assignment)
+    return compute_vcg_bonuses(market, clearing.assignment, residual)[1]
+
+
 # --- larger markets ------------------------------------------------------------------------------
 
 
