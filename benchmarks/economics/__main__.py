@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import add_json_option, write_report
-from benchmarks.economics import outcomes, report
+from benchmarks.economics import report
 from benchmarks.economics.equilibrium import find_equilibrium
+from benchmarks.economics.outcomes.run import run_if_there
 from benchmarks.economics.plots import draw_all
 from benchmarks.economics.study import (
     MARKET_PARTS,
@@ -140,7 +141,7 @@ def run_parts(
     if "equilibrium" in parts:
         jobs += list_equilibria(markets)
     if "outcomes" in parts:
-        jobs.append(partial(outcomes.run_if_there, arguments.seed))
+        jobs.append(partial(run_if_there, arguments.seed))
     done = run_jobs(jobs, arguments.jobs)
     results = [result for result in done if isinstance(result, MarketResult)]
     rest = done[len(results) :]
