@@ -27,11 +27,16 @@ if TYPE_CHECKING:
         IemasError,
         InsufficientBalanceError,
         InsufficientFundsError,
+        LedgerForkError,
         ModelNotFoundError,
         PromptTooLongError,
         ProviderBusyError,
         ProviderFailedError,
+        TrustExpiredError,
         UnmatchedError,
+        UnverifiedAnswerError,
+        UnverifiedBalanceError,
+        UnverifiedSettlementError,
     )
     from iemas.core.identity import Identity
     from iemas.core.types import Prices
@@ -46,11 +51,16 @@ _ERRORS = (
     "IemasError",
     "InsufficientBalanceError",
     "InsufficientFundsError",
+    "LedgerForkError",
     "ModelNotFoundError",
     "PromptTooLongError",
     "ProviderBusyError",
     "ProviderFailedError",
+    "TrustExpiredError",
     "UnmatchedError",
+    "UnverifiedSettlementError",
+    "UnverifiedBalanceError",
+    "UnverifiedAnswerError",
 )
 _EXPORTS = {
     "AsyncClient": "iemas.client._aio",
@@ -75,12 +85,17 @@ __all__ = [
     "IemasError",
     "InsufficientBalanceError",
     "InsufficientFundsError",
+    "LedgerForkError",
     "ModelNotFoundError",
     "Prices",
     "PromptTooLongError",
     "ProviderBusyError",
     "ProviderFailedError",
+    "TrustExpiredError",
     "UnmatchedError",
+    "UnverifiedAnswerError",
+    "UnverifiedBalanceError",
+    "UnverifiedSettlementError",
 ]
 
 

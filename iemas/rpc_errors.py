@@ -70,6 +70,9 @@ _NOT_ABOUT_THE_CALL = (
     errors.InternalError,
     errors.LocalProtocolError,
     errors.RemoteProtocolError,
+    errors.LedgerForkError,
+    errors.TrustExpiredError,
+    errors.UnverifiedAnswerError,
 )
 _MAX_TEXT = 1024
 _MAX_OPERANDS = 1024

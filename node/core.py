@@ -30,6 +30,7 @@ from iemas.consensus.messages import (
     ValidRecord,
     VoteNotice,
 )
+from iemas.consensus.voting import DoubleVote
 from iemas.core import auction, gossip
 from iemas.core.auction import (
     Ask,
@@ -56,10 +57,12 @@ from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
 from iemas.core.types import AccountId, FinishReason, NodeId, Prices, short_id
-from iemas.ledger.records import VoteKey
+from iemas.ledger.records import OffenceKey, VoteKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
+    DoubleVoteEvidence,
+    Evidence,
     PostAsk,
     ResultCode,
     ReturnToDuty,
@@ -177,6 +180,7 @@ class NodeCore:
         self._started_at_ms = incarnation
         self._last_nonce = 0
         self._duties: dict[str, _Duty] = {}
+        self._double_votes: dict[NodeId, DoubleVote] = {}
         self.results: dict[bytes, tuple[TransactionResult, int]] = {}
         """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
@@ -399,6 +403,7 @@ class NodeCore:
             due["settlement"] = settlement
         for books in self.rounds.get_due_books():
             due[f"books of term {books.term}"] = books
+        due |= self._list_double_votes()
         evidence = self.rounds.get_evidence()
         if evidence is not None:
             due["evidence"] = evidence
@@ -407,6 +412,24 @@ class NodeCore:
                 due |= self._list_votes(now_ms)
             elif state.may_return(hub, self.node_id):
                 due["return to duty"] = ReturnToDuty(hub)
+        return due
+
+    def _list_double_votes(self) -> dict[str, TransactionBody]:
+        """Report who voted twice, once its height is decided and until it is punished for it."""
+        state = self.state
+        for double in self.engine.take_evidence():
+            self._double_votes.setdefault(double.first.signer_id, double)
+        due: dict[str, TransactionBody] = {}
+        for signer, double in list(self._double_votes.items()):
+            height = double.first.message.height
+            if height > state.height:
+                continue  # the ledger judges it once the height is decided
+            is_too_old = state.get_voting_time(height) is None
+            if is_too_old or OffenceKey(signer, height) in state.offences:
+                del self._double_votes[signer]
+            else:
+                evidence = DoubleVoteEvidence(double.first, double.second)
+                due[f"double vote of {signer.hex()} at height {height}"] = Evidence(evidence)
         return due
 
     def _list_votes(self, now_ms: int) -> dict[str, TransactionBody]:

@@ -6,7 +6,10 @@ passes one of its own on, until a free slot is reached or a task leaves the mark
 matching is optimal for what is there (successive shortest paths), so what they fail to bring back
 of S_i is W − W_{−i}, exactly.
 
-Three things make that cheap. Let q_k be the shortest way out from k: the greatest competitive
+What each task would still be worth elsewhere, its *fallback*, is found on the way; `provider`
+mode shares a bonus by it.
+
+Three things make bonuses cheap. Let q_k be the shortest way out from k: the greatest competitive
 price, what the market would lose with one slot at k. One relaxation gives all q and the way out
 that each takes.
 
@@ -43,15 +46,24 @@ _FEW_PROVIDERS: Final = 16
 """Up to here plain Python is faster than arrays."""
 
 
-def compute_vcg_bonuses(gains: Gains, assignment: IntArray, residual: Residual) -> IntArray:
-    """Compute W − W_{−i} for every provider.
+def compute_vcg_bonuses(
+    gains: Gains, assignment: IntArray, residual: Residual
+) -> tuple[IntArray, IntArray]:
+    """Compute W − W_{−i} for every provider, and every task's fallback.
 
     residual: of that optimal matching, see `build_residual`.
-    Returns: micro-credits, int64, shape (n_providers,).
+    Returns: bonuses, shape (n_providers,); and max(0, max over l ≠ i of (w_jl − q_l)) for each task
+    j matched at i, 0 for others, shape (n_tasks,). Micro-credits, int64.
     Raises: InternalError if the matching is not optimal.
     """
     greatest, exits = compute_greatest_prices(residual)
-    bonuses, settled = _compute_direct_bonuses(gains, assignment, residual, greatest, exits)
+    matched = np.flatnonzero(assignment >= 0)
+    at = assignment[matched]
+    refuges, values = _find_fallbacks(gains, matched, at, greatest)
+    losses = gains.get_pairs(matched, at) - values
+    bonuses, settled = _settle_directly(at, losses, refuges, residual, exits)
+    fallbacks = np.zeros(len(assignment), dtype=np.int64)
+    fallbacks[matched] = values
     # A provider with one used slot and none free loses just that: its greatest price.
     single = (residual.counts == 1) & (residual.free == 0)
     bonuses[single] = greatest[single]
@@ -59,7 +71,7 @@ def compute_vcg_bonuses(gains: Gains, assignment: IntArray, residual: Residual) 
     if len(bonuses) <= _FEW_PROVIDERS and len(rest):
         market = Reference.make(gains, assignment, residual, greatest, exits)
         bonuses[rest] = [market.compute_bonus(provider) for provider in rest.tolist()]
-        return bonuses
+        return bonuses, fallbacks
     # Rows of a batch end together if their providers have as many tasks.
     rest = rest[np.argsort(residual.counts[rest], kind="stable")]
     size = max(1, _BATCH_ENTRIES // (len(bonuses) + 1))
@@ -67,7 +79,7 @@ def compute_vcg_bonuses(gains: Gains, assignment: IntArray, residual: Residual) 
         providers = rest[start : start + size]
         batch = ReinsertionBatch(gains, residual, greatest, exits, providers)
         bonuses[providers] = batch.run()
-    return bonuses
+    return bonuses, fallbacks
 
 
 def compute_greatest_prices(residual: Residual) -> tuple[IntArray, IntArray]:
@@ -98,35 +110,28 @@ def compute_greatest_prices(residual: Residual) -> tuple[IntArray, IntArray]:
     raise InternalError("greatest prices fall without end: the matching is not optimal")
 
 
-def _compute_direct_bonuses(
-    gains: Gains,
-    assignment: IntArray,
-    residual: Residual,
-    greatest: IntArray,
-    exits: IntArray,
+def _settle_directly(
+    at: IntArray, losses: IntArray, refuges: IntArray, residual: Residual, exits: IntArray
 ) -> tuple[IntArray, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """Settle the providers whose tasks fall back without getting in each other's way.
 
     They do so where each falls back to leaving, to a provider with free slots for all of i's tasks
     that want it, or alone to a provider one of whose tasks then leaves the market.
-    Returns: S_i − Σ v_j where settled, else 0; and which providers are.
+    at, losses, refuges: of each matched task its provider, what it loses by falling back, and
+    where to. Returns: S_i − Σ v_j where settled, else 0; and which providers are.
     """
     n_providers = len(residual.counts)
-    matched = np.flatnonzero(assignment >= 0)
-    at = assignment[matched]
-    own = gains.get_pairs(matched, at)
-    fallbacks, values = _find_fallbacks(gains, matched, at, greatest)
-    # How many tasks of the same provider want the same fallback.
-    pairs = at * (n_providers + 1) + fallbacks
+    # How many tasks of the same provider want the same refuge.
+    pairs = at * (n_providers + 1) + refuges
     _, inverse, claims = np.unique(pairs, return_inverse=True, return_counts=True)
     rivals = claims[inverse]
-    free = np.append(residual.free, len(assignment))
+    free = np.append(residual.free, len(at))
     displaces = np.append(exits, n_providers) == n_providers
-    fits = (rivals <= free[fallbacks]) | ((rivals == 1) & displaces[fallbacks])
+    fits = (rivals <= free[refuges]) | ((rivals == 1) & displaces[refuges])
     settled = np.bincount(at[~fits], minlength=n_providers) == 0
-    losses = np.zeros(n_providers, dtype=np.int64)
-    np.add.at(losses, at, own - values)
-    return np.where(settled, losses, 0), settled
+    sums = np.zeros(n_providers, dtype=np.int64)
+    np.add.at(sums, at, losses)
+    return np.where(settled, sums, 0), settled
 
 
 def _find_fallbacks(

@@ -54,13 +54,14 @@ def verify(welfare: IntArray | CandidateWelfare, slots: IntArray, clearing: Clea
     WrongBonusError, WrongSurchargeError.
     """
     gains = verify_matching_and_prices(welfare, slots, clearing)
-    _verify_bonuses(gains, slots, clearing)
+    fallbacks = _verify_bonuses(gains, slots, clearing)
     expected = compute_surcharges(
         clearing.mode,
         clearing.assignment,
-        compute_own_gains(gains, clearing.assignment),
-        clearing.slot_prices,
-        clearing.vcg_bonuses,
+        welfare=compute_own_gains(gains, clearing.assignment),
+        slot_prices=clearing.slot_prices,
+        bonuses=clearing.vcg_bonuses,
+        fallbacks=fallbacks,
     )
     wrong = np.flatnonzero(clearing.surcharges != expected)
     if len(wrong):
@@ -185,10 +186,13 @@ def _verify_least(gains: Gains, clearing: Clearing) -> None:
     _verify_acyclic(len(prices), priced, sources)
 
 
-def _verify_bonuses(gains: Gains, slots: IntArray, clearing: Clearing) -> None:
-    """Compute every bonus from the matching, by now known to be optimal, and compare."""
+def _verify_bonuses(gains: Gains, slots: IntArray, clearing: Clearing) -> IntArray:
+    """Compute every bonus from the matching, by now known to be optimal, and compare.
+
+    Returns: the tasks' fallbacks.
+    """
     residual = build_residual(gains, slots, clearing.assignment)
-    bonuses = compute_vcg_bonuses(gains, clearing.assignment, residual)
+    bonuses, fallbacks = compute_vcg_bonuses(gains, clearing.assignment, residual)
     wrong = np.flatnonzero(clearing.vcg_bonuses != bonuses)
     if len(wrong):
         first = int(wrong[0])
@@ -198,6 +202,7 @@ def _verify_bonuses(gains: Gains, slots: IntArray, clearing: Clearing) -> None:
             provider=first,
             expected=int(bonuses[first]),
         )
+    return fallbacks
 
 
 def _verify_acyclic(n_providers: int, priced: IntArray, sources: IntArray) -> None:

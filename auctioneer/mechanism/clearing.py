@@ -1,8 +1,7 @@
 """Clearing a round: one optimal matching, its slot prices, their proof, and who pays what.
 
 `clear` is the one door into the mechanism and `auctioneer.mechanism.certificate.verify` the one
-check of what comes out. A `Clearing` travels as `iemas.core.auction.ClearingResult`: surcharges
-are left out, as the mode's rule gives them back.
+check of what comes out. A `Clearing` travels as `iemas.core.auction.ClearingResult`.
 Source: docs/spec/auction.md; design §5.
 """
 
@@ -96,9 +95,16 @@ def clear(
     validate_mode(mode)
     gains = read_market(welfare, slots)
     priced = match_and_price(gains, slots)
-    bonuses = compute_vcg_bonuses(gains, priced.assignment, priced.residual)
+    bonuses, fallbacks = compute_vcg_bonuses(gains, priced.assignment, priced.residual)
     own = compute_own_gains(gains, priced.assignment)
-    surcharges = compute_surcharges(mode, priced.assignment, own, priced.slot_prices, bonuses)
+    surcharges = compute_surcharges(
+        mode,
+        priced.assignment,
+        welfare=own,
+        slot_prices=priced.slot_prices,
+        bonuses=bonuses,
+        fallbacks=fallbacks,
+    )
     return Clearing(
         assignment=freeze(priced.assignment),
         welfare_micros=int(own.sum()),
@@ -135,13 +141,14 @@ def encode_clearing(clearing: Clearing) -> ClearingResult:
         slot_prices_micros=tuple(clearing.slot_prices.tolist()),
         predecessor_tasks=tuple(clearing.certificate.predecessor_tasks.tolist()),
         vcg_bonuses_micros=tuple(clearing.vcg_bonuses.tolist()),
+        surcharges_micros=tuple(clearing.surcharges.tolist()),
     )
 
 
 def decode_clearing(
     result: ClearingResult, welfare: IntArray | CandidateWelfare, slots: IntArray
 ) -> Clearing:
-    """Rebuild a clearing of this market from its transcript; surcharges follow from the mode.
+    """Rebuild a clearing of this market from its transcript.
 
     Only shapes and ranges are checked: `verify` decides whether the clearing holds.
     Raises: MalformedClearingError, UnknownModeError, and the errors of `clear` for bad input.
@@ -152,18 +159,19 @@ def decode_clearing(
     assignment = _decode_array("assignment", result.assignment, n_tasks)
     slot_prices = _decode_array("slot_prices_micros", result.slot_prices_micros, n_providers)
     bonuses = _decode_array("vcg_bonuses_micros", result.vcg_bonuses_micros, n_providers)
+    surcharges = _decode_array("surcharges_micros", result.surcharges_micros, n_tasks)
     predecessors = _decode_array("predecessor_tasks", result.predecessor_tasks, n_providers)
     validate_indices("assignment", assignment, n_providers)
     validate_indices("predecessor_tasks", predecessors, n_tasks)
     validate_amounts("slot_prices_micros", slot_prices)
     validate_amounts("vcg_bonuses_micros", bonuses)
-    own = compute_own_gains(gains, assignment)
+    validate_amounts("surcharges_micros", surcharges)
     return Clearing(
         assignment=freeze(assignment),
         welfare_micros=result.welfare_micros,
         slot_prices=freeze(slot_prices),
         vcg_bonuses=freeze(bonuses),
-        surcharges=freeze(compute_surcharges(result.mode, assignment, own, slot_prices, bonuses)),
+        surcharges=freeze(surcharges),
         mode=result.mode,
         certificate=Certificate(freeze(predecessors)),
     )

@@ -10,6 +10,7 @@ Source: docs/spec/auction.md §5; design §5; Parkes, Kalagnanam and Eso 2001.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -18,29 +19,39 @@ from auctioneer.mechanism.arrays import IntArray
 from auctioneer.mechanism.errors import UnknownModeError
 from iemas.core.params import CLEARING_MODES
 
-SharingRule = Callable[[Sequence[int], int, int], list[int]]
-"""(welfare of a provider's tasks, its slot price, its bonus) to the tasks' surcharges."""
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A provider's slot price π and bonus, and of each of its tasks welfare and fallback v."""
+
+    slot_price: int
+    bonus: int
+    welfare: Sequence[int]
+    fallbacks: Sequence[int]
 
 
-def share_client(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:  # noqa: ARG001
+def share_client(group: Group) -> list[int]:
     """Charge each task the slot price: the VCG payment. The provider gains n·π."""
-    return [slot_price] * len(welfare)
+    return [group.slot_price] * len(group.welfare)
 
 
-def share_provider(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:  # noqa: ARG001
-    """Split the provider's VCG gain over its tasks in proportion to their welfare.
+def share_provider(group: Group) -> list[int]:
+    """Let each task keep what it could have had elsewhere, so that the provider gains its bonus.
 
-    With s_j the running sums of welfare and S the last, x_j is what ⌊bonus·s / S⌋ grows by from
-    s_{j−1} to s_j. So the x sum to the bonus, none is off its share by 1 or more, and none exceeds
-    its welfare.
+    The tasks keep S − bonus together, in proportion to their fallbacks: with s_j the running sums
+    of v and V the last, task j keeps what ⌊(S − bonus)·s / V⌋ grows by from s_{j−1} to s_j. As
+    S − bonus ≤ V, none keeps more than its fallback; where the fallbacks do not get in each
+    other's way the two are equal, and each task pays what its next best would have cost.
     """
-    sums = list(accumulate(welfare))
+    kept = sum(group.welfare) - group.bonus
+    sums = list(accumulate(group.fallbacks))
     total = sums[-1] or 1
-    shares = [bonus * part // total for part in sums]
-    return [after - before for before, after in zip([0, *shares], shares, strict=False)]
+    shares = [kept * part // total for part in sums]
+    parts = zip(group.welfare, [0, *shares], shares, strict=False)
+    return [own - (after - before) for own, before, after in parts]
 
 
-def share_threshold(welfare: Sequence[int], slot_price: int, bonus: int) -> list[int]:
+def share_threshold(group: Group) -> list[int]:
     """Cut the VCG gains of the provider and of its tasks to what there is, by the Threshold rule.
 
     Gains of bonus and w_j − π are lowered by a common cut, none below 0, until they sum to S: this
@@ -48,17 +59,17 @@ def share_threshold(welfare: Sequence[int], slot_price: int, bonus: int) -> list
     that goes far enough; of what it takes too much, one micro-credit each goes back to those who
     were cut in full, tasks first and in their order.
     """
-    gains = [max(0, own - slot_price) for own in welfare]
-    available = sum(welfare)
-    cut = _find_cut([*gains, bonus], available)
+    gains = [max(0, own - group.slot_price) for own in group.welfare]
+    available = sum(group.welfare)
+    cut = _find_cut([*gains, group.bonus], available)
     kept = [max(0, gain - cut) for gain in gains]
-    back = available - sum(kept) - max(0, bonus - cut)
+    back = available - sum(kept) - max(0, group.bonus - cut)
     if cut > 0:
         for index, gain in enumerate(gains):
             if back > 0 and gain >= cut:
                 kept[index] += 1
                 back -= 1
-    return [own - gain for own, gain in zip(welfare, kept, strict=True)]
+    return [own - gain for own, gain in zip(group.welfare, kept, strict=True)]
 
 
 def _find_cut(gains: list[int], available: int) -> int:
@@ -78,7 +89,7 @@ def _find_cut(gains: list[int], available: int) -> int:
     return ordered[-1]
 
 
-_SHARING_RULES: dict[str, SharingRule] = {
+_SHARING_RULES: dict[str, Callable[[Group], list[int]]] = {
     "provider": share_provider,
     "client": share_client,
     "threshold": share_threshold,
@@ -97,12 +108,18 @@ def validate_mode(mode: object) -> None:
 
 
 def compute_surcharges(
-    mode: str, assignment: IntArray, welfare: IntArray, slot_prices: IntArray, bonuses: IntArray
+    mode: str,
+    assignment: IntArray,
+    *,
+    welfare: IntArray,
+    slot_prices: IntArray,
+    bonuses: IntArray,
+    fallbacks: IntArray,
 ) -> IntArray:
     """Compute x by the mode's rule.
 
     welfare: of each task's own pair, 0 where unmatched, shape (n_tasks,).
-    slot_prices, bonuses: shape (n_providers,).
+    slot_prices: shape (n_providers,). bonuses, fallbacks: as `compute_vcg_bonuses` gives them.
     Returns: micro-credits, int64, shape (n_tasks,), 0 where unmatched.
     Raises: UnknownModeError.
     """
@@ -113,7 +130,7 @@ def compute_surcharges(
     order = matched[np.argsort(assignment[matched], kind="stable")]
     counts = np.bincount(assignment[matched], minlength=len(slot_prices))
     holders = np.flatnonzero(counts)
-    values = welfare[order].tolist()
+    values, refuges = welfare[order].tolist(), fallbacks[order].tolist()
     shared: list[int] = []
     # Products of two sums reach 2^100, so this part is in Python's integers.
     for count, price, bonus in zip(
@@ -122,7 +139,7 @@ def compute_surcharges(
         bonuses[holders].tolist(),
         strict=True,
     ):
-        start = len(shared)
-        shared += share(values[start : start + count], price, bonus)
+        part = slice(len(shared), len(shared) + count)
+        shared += share(Group(price, bonus, values[part], refuges[part]))
     surcharges[order] = shared
     return surcharges

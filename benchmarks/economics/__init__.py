@@ -9,9 +9,9 @@ baseline.py     everybody truthful: efficiency, who gets the gains, deficit, los
 search.py       the best lie, with full knowledge of the market and without
 shills.py       providers that bid under another name
 splits.py       agents that act as several, or with several tasks
-remedies.py     the same attempts under other rules
+sharing.py      why `provider` mode does not share a bonus by welfare
 equilibrium.py  everybody lies as is best for it
-outcomes.py     what can be gained once a price stands
+outcomes/      what can be gained once a price stands
 study.py        one market, everything that is measured on it
 report.py       what markets show to tables
 plots.py        tables to pictures

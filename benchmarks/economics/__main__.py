@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import add_json_option, write_report
-from benchmarks.economics import outcomes, report
+from benchmarks.economics import report
 from benchmarks.economics.equilibrium import find_equilibrium
+from benchmarks.economics.outcomes.run import run_if_there
 from benchmarks.economics.plots import draw_all
 from benchmarks.economics.study import (
     MARKET_PARTS,
     PARTS,
     MarketResult,
     MarketTask,
-    ignore_interrupts,
+    end_on_interrupt,
     list_markets,
     study_market,
 )
@@ -46,7 +47,7 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> list[Any]:
     """Run jobs in parallel; give their results in the order of the jobs."""
     started, results = time.perf_counter(), []
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_on_interrupt)
     try:
         futures = {pool.submit(job): n for n, job in enumerate(jobs)}
         for future in as_completed(futures):
@@ -83,7 +84,7 @@ def make_tables(results: list[MarketResult], parts: list[str]) -> dict[str, Any]
         },
         "collusion": {
             "collusion": report.make_collusion,
-            "remedies": report.make_remedies,
+            "sharing": report.make_sharing,
         },
     }
     for part, named in makers.items():
@@ -140,7 +141,7 @@ def run_parts(
     if "equilibrium" in parts:
         jobs += list_equilibria(markets)
     if "outcomes" in parts:
-        jobs.append(partial(outcomes.run_if_there, arguments.seed))
+        jobs.append(partial(run_if_there, arguments.seed))
     done = run_jobs(jobs, arguments.jobs)
     results = [result for result in done if isinstance(result, MarketResult)]
     rest = done[len(results) :]

@@ -49,7 +49,7 @@ def draw_all(tables: Mapping[str, Any], folder: Path) -> None:
         "lies.png": ("lies", draw_lies),
         "lies_by_market.png": ("lies", draw_lies_by_market),
         "collusion.png": ("collusion", draw_collusion),
-        "remedies.png": ("remedies", draw_remedies),
+        "sharing.png": ("sharing", draw_sharing),
         "equilibrium.png": ("equilibrium", draw_equilibrium),
     }
     for name, (table, draw) in plots.items():
@@ -237,6 +237,7 @@ def draw_lies_by_market(table: Table) -> Figure:
 SCHEMES: Final = (
     ("shill", "", "shills,\nfree if\nunused"),
     ("accomplice", "10", "accom-\nplice"),
+    ("crowd", "4", "crowd of\naccom-\nplices"),
     ("account", "1", "account\nof 1 task"),
     ("account", "4", "account\nof 4 tasks"),
     ("split", "same ask", "provider\nas two,\nsame ask"),
@@ -260,7 +261,7 @@ def draw_collusion(table: Table) -> Figure:
     upper.legend(title="mode", loc="center left", bbox_to_anchor=(1.0, 0.5))
     found = select(table, scheme="accomplice", rule="vcg")
     sizes = list_values(found, "variant")
-    for rule in ("provider", "threshold", "vcg"):
+    for rule in ("threshold", "vcg"):
         gains = [_average_gain(table, "accomplice", size, rule) for size in sizes]
         lower.plot(
             [float(size) for size in sizes],
@@ -271,7 +272,9 @@ def draw_collusion(table: Table) -> Figure:
         )
     lower.set_xscale("log")
     lower.set_yscale("log")
-    lower.set_xlabel("accomplice's bid (multiple of the dearest ask); it gains 0 in client mode")
+    lower.set_xlabel(
+        "bid of one accomplice (multiple of the dearest ask); in other modes it gains 0"
+    )
     lower.set_ylabel("gain\n(% of welfare)")
     lower.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle("What groups gain, before fees, with the best of their tries", fontsize=13)
@@ -283,30 +286,32 @@ def _average_gain(table: Table, scheme: str, variant: str, rule: str) -> float:
     return float(np.nanmean([percent(row, "gain_of_welfare_share") for row in rows]))
 
 
-def draw_remedies(table: Table) -> Figure:
-    """Draw what another way to share bonuses would change in `provider` mode."""
+def draw_sharing(table: Table) -> Figure:
+    """Draw what the rule that shared bonuses by welfare let gain, and what is left of it."""
     markets = list_values(table, "market")
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 10), layout="constrained")
     titles = {
-        "accomplice": "a provider and its accomplice",
+        "accomplice": "a provider and an accomplice that only it can serve",
+        "crowd": "a provider and a crowd of accomplices that all could serve",
+        "false slots": "a provider that declares more slots than it has",
         "shading": "a requester's best lie about its prices",
     }
-    rules = {"provider": "by welfare\n(as it is)", "reinsertion": "by reinsertion"}
-    for axes, (scheme, title) in zip(figure.subplots(2, 1), titles.items(), strict=True):
+    rules = {"provider": "by fallbacks\n(as it is)", "by_welfare": "by welfare\n(before)"}
+    for axes, (scheme, title) in zip(figure.subplots(4, 1), titles.items(), strict=True):
         left, width = place_bars(axes, markets, 2)
         for n, (rule, label) in enumerate(rules.items()):
             gains = [
                 float(str(select(table, market=m, scheme=scheme, rule=rule)[0]["gain_micros"]))
                 for m in markets
             ]
-            colour = COLOURS[rule] if n == 0 else "#56B4E9"
+            colour = COLOURS[rule] if n == 0 else GREY
             bars = axes.bar(left + n * width, gains, width * 0.92, color=colour, label=label)
             axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
         axes.margins(y=0.15)
         axes.set_ylabel("gain (micro-credits)")
         axes.set_title(title, fontsize=12)
         axes.legend(title="bonus shared", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle("provider mode: what another way to share bonuses would change", fontsize=13)
+    figure.suptitle("provider mode: what its rule for sharing bonuses changes", fontsize=13)
     return figure
 
 

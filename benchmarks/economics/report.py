@@ -300,7 +300,7 @@ def make_collusion(results: Sequence[MarketResult]) -> Table:
                 strict = np.array([a.strict_gain for a in found]) / FINE
                 truth = np.array([a.truth for a in found]) / FINE
                 bids = np.array([a.bids for a in found])
-                extra = bids if scheme in {"shill", "accomplice"} else 0 * bids
+                extra = bids if scheme in {"shill", "accomplice", "crowd"} else 0 * bids
                 played = np.where(gains > 0, extra, 0)
                 table.append(
                     {
@@ -328,11 +328,11 @@ def make_collusion(results: Sequence[MarketResult]) -> Table:
     return table
 
 
-def make_remedies(results: Sequence[MarketResult]) -> Table:
-    """Compare `provider` mode with a rule that would share bonuses in another way."""
+def make_sharing(results: Sequence[MarketResult]) -> Table:
+    """Compare `provider` mode with the rule that shared bonuses by welfare."""
     table: Table = []
     for kind, group in by_kind(results).items():
-        attempts = [attempt for result in group for attempt in result.remedies]
+        attempts = [attempt for result in group for attempt in result.sharing]
         for scheme, rule in dict.fromkeys((a.scheme, a.rule) for a in attempts):
             found = [a for a in attempts if (a.scheme, a.rule) == (scheme, rule)]
             gain, truth = sum(a.gain for a in found), sum(a.truth for a in found)

@@ -15,8 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from auctioneer.mechanism import clear, compute_rates, compute_valuation
+from auctioneer.mechanism import compute_rates, compute_valuation
 from auctioneer.mechanism.arrays import IntArray
+from auctioneer.mechanism.bonuses import compute_vcg_bonuses
+from auctioneer.mechanism.clearing import compute_own_gains, match_and_price
+from auctioneer.mechanism.gains import read_market
 from auctioneer.mechanism.modes import compute_surcharges
 from benchmarks.economics.world import Forecast, World, make_task, offer
 from iemas.core.auction import Bid
@@ -171,15 +174,22 @@ class Cleared:
 
 def clear_all(welfare: IntArray, slots: IntArray) -> Cleared:
     """Clear once and split the surplus by each mode's rule."""
-    first = clear(welfare, slots, mode=CLEARING_MODES[0])
-    at = np.maximum(first.assignment, 0)
-    own = np.where(first.assignment >= 0, welfare[np.arange(len(at)), at], 0)
-    surcharges = {CLEARING_MODES[0]: first.surcharges}
-    for mode in CLEARING_MODES[1:]:
-        surcharges[mode] = compute_surcharges(
-            mode, first.assignment, own, first.slot_prices, first.vcg_bonuses
+    gains = read_market(welfare, slots)
+    priced = match_and_price(gains, slots)
+    bonuses, fallbacks = compute_vcg_bonuses(gains, priced.assignment, priced.residual)
+    own = compute_own_gains(gains, priced.assignment)
+    surcharges = {
+        mode: compute_surcharges(
+            mode,
+            priced.assignment,
+            welfare=own,
+            slot_prices=priced.slot_prices,
+            bonuses=bonuses,
+            fallbacks=fallbacks,
         )
-    return Cleared(first.assignment, first.slot_prices, first.vcg_bonuses, own, surcharges)
+        for mode in CLEARING_MODES
+    }
+    return Cleared(priced.assignment, priced.slot_prices, bonuses, own, surcharges)
 
 
 def compute_payment(

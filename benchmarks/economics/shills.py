@@ -7,6 +7,10 @@ paid in full (`strict_gain`).
 An *accomplice* has a task that only one provider can serve, as its prompt is long, cached there
 and wanted at once, and bids far above anything. The provider declares a slot more for it and
 never serves it. Under `vcg` that is paid by whoever funds the deficit.
+
+A *crowd* is many accomplices, with tasks that all providers could serve. They are matched at
+home, where the prompt is cached and slots are declared for all of them; were home not there, they
+would outbid everybody for the slots elsewhere, so to its real tasks home seems irreplaceable.
 """
 
 from __future__ import annotations
@@ -33,6 +37,11 @@ SHILL_COUNTS: Final = (1, 2, 4)
 ACCOMPLICE_BIDS: Final = (2, 10, 100, 10_000)
 """Multiples of the dearest ask."""
 
+CROWDS: Final = (1, 2, 4)
+"""Multiples of the slots elsewhere."""
+
+_CROWD_PRICES: Final = 10.0
+
 _FAKE_PROMPT: Final = 60_000
 _FAKE_OUTPUT: Final = 16
 
@@ -57,7 +66,7 @@ def measure_shills(market: Truthful) -> Iterator[Attempt]:
         for rule in RULES:
             truth = compute_profit(book, before, rule, provider)
             results = [
-                (*_sum_up(fake, cleared, rule, provider, len(world.tasks)), count)
+                (*sum_up(fake, cleared, rule, provider, len(world.tasks)), count)
                 for count, fake, cleared in tries
             ]
             gain, _, count = max(results)
@@ -74,10 +83,43 @@ def measure_accomplices(market: Truthful) -> Iterator[Attempt]:
             cleared = clear_all(fake.welfare, fake.slots)
             for rule in RULES:
                 truth = compute_profit(book, before, rule, provider)
-                gain, strict = _sum_up(fake, cleared, rule, provider, n_real)
+                gain, strict = sum_up(fake, cleared, rule, provider, n_real)
                 yield Attempt(
                     "accomplice", f"{factor}", rule, truth, gain - truth, strict - truth, 1
                 )
+
+
+def measure_crowds(market: Truthful) -> Iterator[Attempt]:
+    """Let every provider that serves somebody try crowds of several sizes."""
+    n_real, book = len(market.world.tasks), Book.open(market)
+    before = clear_all(book.welfare, book.slots)
+    for factor in CROWDS:
+        for provider, fake, count in list_crowds(market, factor):
+            cleared = clear_all(fake.welfare, fake.slots)
+            for rule in RULES:
+                truth = compute_profit(book, before, rule, provider)
+                gain, strict = sum_up(fake, cleared, rule, provider, n_real)
+                yield Attempt(
+                    "crowd", f"{factor}", rule, truth, gain - truth, strict - truth, count
+                )
+
+
+def list_crowds(market: Truthful, factor: int) -> Iterator[tuple[int, Book, int]]:
+    """List providers that serve somebody, each with the market that its crowd makes and its size.
+
+    factor: members for each slot that others have.
+    """
+    world, book = market.world, Book.open(market)
+    prompt = int(np.median([task.prompt_tokens for task in world.tasks]))
+    bid = make_task(prompt, 256, make_prices(WORTH * _CROWD_PRICES), Lateness())
+    for provider in np.unique(market.cleared.assignment).tolist():
+        if provider >= 0:
+            slots = book.slots.copy()
+            count = factor * int(slots.sum() - slots[provider])
+            slots[provider] += count
+            welfare, cost = _value_fakes(market, [bid], provider)
+            fake = book.add_fakes(np.repeat(welfare, count, axis=0), np.repeat(cost, count, axis=0))
+            yield provider, replace(fake, slots=slots), count
 
 
 def list_accomplices(market: Truthful, factor: int) -> Iterator[tuple[int, Book]]:
@@ -93,7 +135,7 @@ def list_accomplices(market: Truthful, factor: int) -> Iterator[tuple[int, Book]
             yield provider, replace(fake, slots=slots)
 
 
-def _sum_up(
+def sum_up(
     book: Book, cleared: Cleared, rule: str, provider: int, n_real: int
 ) -> tuple[float, float]:
     """Sum up what provider and fakes have, without and with paying for what is left unused."""

@@ -18,10 +18,10 @@ from benchmarks.economics.baseline import Row, compute_relaxed_optimum, measure_
 from benchmarks.economics.book import Attempt
 from benchmarks.economics.lies import PRICE_GROUPS, PROVIDER_LIES, REQUESTER_LIES
 from benchmarks.economics.markets import DRAWN
-from benchmarks.economics.remedies import measure_remedies
 from benchmarks.economics.rounds import FloatArray
 from benchmarks.economics.search import Truthful, search_providers, search_requesters
-from benchmarks.economics.shills import measure_accomplices, measure_shills
+from benchmarks.economics.sharing import measure_sharing
+from benchmarks.economics.shills import measure_accomplices, measure_crowds, measure_shills
 from benchmarks.economics.splits import measure_accounts, measure_split_providers
 from benchmarks.economics.traces import LOADERS, cut_markets
 from benchmarks.economics.world import World, foresee
@@ -80,12 +80,12 @@ class MarketResult:
     providers: dict[Setting, FloatArray] = field(default_factory=dict)
     relaxed: dict[str, FloatArray] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
-    remedies: list[Attempt] = field(default_factory=list)
+    sharing: list[Attempt] = field(default_factory=list)
 
 
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end this worker at once and without a word: the parent process speaks."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def study_market(task: MarketTask) -> MarketResult:
@@ -120,11 +120,12 @@ def study_market(task: MarketTask) -> MarketResult:
         for measure in (
             measure_shills,
             measure_accomplices,
+            measure_crowds,
             measure_accounts,
             measure_split_providers,
         ):
             result.attempts += measure(perfect)
-        result.remedies += measure_remedies(perfect)
+        result.sharing += measure_sharing(perfect)
     return result
 
 

@@ -10,16 +10,18 @@ from typing import Self
 
 from iemas.client._core import ClientCore
 from iemas.client._keys import Key, load_identity
-from iemas.client._network import KnownNode, parse_bootstrap
+from iemas.client._network import KnownNode, Market, parse_bootstrap
 from iemas.client._options import BidOptions
-from iemas.client._types import Balance, NodeInfo, TransactionReceipt
+from iemas.client._types import Balance, NodeInfo, Settlement, TransactionReceipt
 from iemas.client.resources.chat import AsyncChat
 from iemas.client.resources.completions import AsyncCompletions
 from iemas.client.resources.models import AsyncModels
 from iemas.client.resources.sessions import AsyncSessions
+from iemas.core.auction import Allocation
 from iemas.core.errors import BadRequestError, ConfigurationError, MalformedMessageError
 from iemas.core.report import BLOCK_KEY_BYTES
-from iemas.core.types import ID_BYTES, AccountId
+from iemas.core.types import ID_BYTES, AccountId, Hash
+from iemas.genesis import load_genesis
 from iemas.ledger.transaction import FundEscrow, TransactionBody, TransferFunds, WithdrawEscrow
 from iemas.tls import Address
 
@@ -41,6 +43,10 @@ class AsyncClient:
         max_retries: how often to bid again after a round without a winner, a busy winner, or one
             that failed before its first token.
         cache_dir: where fetched tokenizers are kept; by default the user's cache folder.
+        genesis: the market's genesis file (path or bytes): what verified answers are proven from.
+            Without it the first node's is believed.
+        trusted_block: height and hash (hex) of a block that you trust, to prove answers from where
+            genesis is older than trust lasts; see `trusted_block` of a client that verified one.
 
     Raises: ConfigurationError if an address or the key file is wrong. Nothing is sent yet.
 
@@ -65,6 +71,8 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         max_retries: int = DEFAULT_MAX_RETRIES,
         cache_dir: str | os.PathLike[str] | None = None,
+        genesis: str | os.PathLike[str] | bytes | None = None,
+        trusted_block: tuple[int, str] | None = None,
     ) -> None:
         try:
             addresses = parse_bootstrap(bootstrap)
@@ -78,6 +86,8 @@ class AsyncClient:
             timeout=timeout,
             max_retries=max_retries,
             cache_dir=Path(cache_dir) if cache_dir is not None else None,
+            market=_load_market(genesis),
+            trusted_block=_parse_block(trusted_block),
         )
         self.chat = AsyncChat(self._core)
         self.completions = AsyncCompletions(self._core)
@@ -91,19 +101,46 @@ class AsyncClient:
 
     # --- reads -------------------------------------------------------------------------------
 
-    async def balance(self, account: str | bytes | None = None) -> Balance:
+    async def balance(self, account: str | bytes | None = None, *, verify: bool = False) -> Balance:
         """Read an account's balance, the client's own unless given.
 
-        Raises: APIConnectionError.
+        Without `verify` it is one node's word, as of its last block. With it the balance is proven
+        by the signatures of those who hold the stake, whatever any node says, and includes the
+        transactions that this client had recorded: a proof comes with the next block, so it may
+        take as long as an idle market waits for one (5 s).
+
+        Raises: APIConnectionError; with `verify` UnverifiedBalanceError whose `field` names what
+            did not hold, LedgerForkError with both headers, TrustExpiredError.
 
         Example:
             >>> async def show(client):
-            ...     balance = await client.balance()
-            ...     print(balance.available_micros, balance.escrow_micros)
+            ...     balance = await client.balance(verify=True)
+            ...     print(balance.available_micros, balance.escrow_micros, balance.height)
+
+        """
+        holder = None if account is None else _parse_account(account)
+        funds, _ = await self._core.open()
+        return await funds.get_balance(holder, verify=verify)
+
+    async def get_settlement(self, allocation: Allocation) -> Settlement:
+        """Prove what its provider has settled of an allocation's channel in its term.
+
+        Raises: APIConnectionError, UnverifiedSettlementError, LedgerForkError, TrustExpiredError.
+
+        Example:
+            >>> async def check(client, completion):
+            ...     settlement = await client.get_settlement(completion.allocation)
+            ...     print(settlement.settled_micros, "of", settlement.signed_micros)
 
         """
         funds, _ = await self._core.open()
-        return await funds.get_balance(None if account is None else _parse_account(account))
+        return await funds.get_settlement(allocation)
+
+    @property
+    def trusted_block(self) -> tuple[int, str] | None:
+        """Height and hash of the last block that this client verified; None before the first."""
+        latest = self._core.latest_block
+        return None if latest is None else (latest.height, latest.hash.hex())
 
     async def nodes(self) -> tuple[NodeInfo, ...]:
         """List the market's nodes by their own signed reports, in the order of their ids.
@@ -220,6 +257,29 @@ def _parse_account(account: str | bytes) -> AccountId:
             code="bad_account",
         )
     return AccountId(raw)
+
+
+def _load_market(genesis: str | os.PathLike[str] | bytes | None) -> Market | None:
+    if genesis is None:
+        return None
+    loaded, chain_id, _ = load_genesis(genesis if isinstance(genesis, bytes) else Path(genesis))
+    return Market(loaded, chain_id)
+
+
+def _parse_block(block: tuple[int, str] | None) -> tuple[int, Hash] | None:
+    if block is None:
+        return None
+    height, text = block
+    try:
+        block_hash = bytes.fromhex(text)
+    except ValueError:
+        block_hash = b""
+    if height < 1 or len(block_hash) != ID_BYTES:
+        raise ConfigurationError(
+            "trusted_block is (height, hash): a height from 1 on and 64 hex digits",
+            key="trusted_block",
+        )
+    return height, Hash(block_hash)
 
 
 def _describe_node(node_id: bytes, node: KnownNode) -> NodeInfo:

@@ -21,10 +21,11 @@ from iemas.client._buying import Buyer, Order
 from iemas.client._channel import Channel
 from iemas.client._funds import Funds
 from iemas.client._messages import compute_memory_key
-from iemas.client._network import Network
+from iemas.client._network import Market, Network
 from iemas.client._options import BidOptions, RequestSettings
 from iemas.client._splicing import Turn, TurnMemory, splice_prompt
 from iemas.client._tokenizer import ChatTokenizer, TokenizerCache
+from iemas.consensus.light import TrustedBlock
 from iemas.core.digest import compute_block_keys
 from iemas.core.errors import (
     APIConnectionError,
@@ -39,7 +40,7 @@ from iemas.core.errors import (
 from iemas.core.identity import Identity
 from iemas.core.report import CapabilityReport
 from iemas.core.tokenizer_bundle import MAX_BUNDLE_BYTES, decode_bundle
-from iemas.core.types import ChannelId
+from iemas.core.types import ChannelId, Hash
 from iemas.tls import Address
 from iemas.v1 import market_service_pb2 as pb
 
@@ -80,9 +81,12 @@ class ClientCore:
         timeout: float,
         max_retries: int,
         cache_dir: Path | None,
+        market: Market | None = None,
+        trusted_block: tuple[int, Hash] | None = None,
     ) -> None:
         self.identity = identity
-        self.network = Network(bootstrap)
+        self.network = Network(bootstrap, market)
+        self._trusted_block = trusted_block
         self._model = model
         self._bid = bid
         self._timeout = timeout
@@ -110,12 +114,17 @@ class ClientCore:
                 if self._funds is None or self._buyer is None:
                     signer = wire.WireSigner(self.identity, self.network.market.chain_id)
                     channel = Channel(signer, ChannelId(secrets.randbits(64)))
-                    self._funds = Funds(self.network, channel)
+                    self._funds = Funds(self.network, channel, start=self._trusted_block)
                     self._buyer = Buyer(
                         self.network, channel, self._funds, max_refusals=self._max_retries
                     )
         self._refresh_reports_if_old()
         return self._funds, self._buyer
+
+    @property
+    def latest_block(self) -> TrustedBlock | None:
+        """The last block that was verified; None before the first."""
+        return self._funds.light.latest if self._funds is not None else None
 
     def _refresh_reports_if_old(self) -> None:
         """Fetch reports again beside the request, if it was a while ago."""

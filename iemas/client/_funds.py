@@ -10,16 +10,18 @@ from typing import Final
 
 from iemas import wire
 from iemas.client._channel import Channel
+from iemas.client._light import LightClient
 from iemas.client._network import ASK_SECONDS, Network
 from iemas.client._retry import Retry
-from iemas.client._types import Balance, TransactionReceipt
+from iemas.client._types import Balance, Settlement, TransactionReceipt
+from iemas.core.auction import Allocation
 from iemas.core.errors import (
     APIStatusError,
     InsufficientBalanceError,
     InsufficientFundsError,
     NonceMismatchError,
 )
-from iemas.core.types import AccountId
+from iemas.core.types import AccountId, Hash
 from iemas.ledger.transaction import ResultCode, Transaction, TransactionBody
 from iemas.v1 import market_service_pb2 as pb
 
@@ -30,14 +32,22 @@ POLL_SECONDS: Final = 0.25
 class Funds:
     """One account's money in one market."""
 
-    def __init__(self, network: Network, channel: Channel) -> None:
+    def __init__(
+        self, network: Network, channel: Channel, *, start: tuple[int, Hash] | None = None
+    ) -> None:
+        self.light = LightClient(network, start)
         self._network = network
         self._channel = channel
         self._submitting = asyncio.Lock()
+        self._recorded_height = 0
 
-    async def get_balance(self, account: AccountId | None = None) -> Balance:
-        """Read an account's balance, this one's unless given."""
+    async def get_balance(
+        self, account: AccountId | None = None, *, verify: bool = False
+    ) -> Balance:
+        """Read an account's balance, this one's unless given; with a proof if `verify`."""
         holder = self._channel.account if account is None else account
+        if verify:
+            return await self.light.get_balance(holder, after_height=self._recorded_height)
         response = await self._get_account(holder)
         return Balance(
             account=holder.hex(),
@@ -47,6 +57,16 @@ class Funds:
             allowance_micros=response.allowance_micros,
             height=response.height,
         )
+
+    async def get_settlement(self, allocation: Allocation) -> Settlement:
+        """Prove what is settled of an allocation's channel."""
+        own = (allocation.account, allocation.channel)
+        signed_micros = None
+        if own == (self._channel.account, self._channel.channel_id):
+            signed_micros = self._channel.get_total_micros(
+                allocation.hub, allocation.term, allocation.provider
+            )
+        return await self.light.get_settlement(allocation, signed_micros)
 
     async def _get_account(self, account: AccountId) -> pb.GetAccountResponse:
         request = pb.GetAccountRequest(account=account, hub=self._network.market.hub)
@@ -119,6 +139,7 @@ class Funds:
         code = ResultCode(response.code)
         if code is not ResultCode.OK:
             raise _describe_refusal(code, response.detail)
+        self._recorded_height = max(self._recorded_height, response.height)
         return TransactionReceipt(signed.hash.hex(), response.height)
 
 

@@ -78,10 +78,11 @@ class Network:
 
     Args:
         bootstrap: addresses to start from; one that answers is enough.
+        market: the market, where the caller knows its genesis; else the first node tells it.
 
     """
 
-    def __init__(self, bootstrap: Sequence[Address]) -> None:
+    def __init__(self, bootstrap: Sequence[Address], market: Market | None = None) -> None:
         self.nodes: dict[NodeId, KnownNode] = {
             address.node_id: KnownNode(address) for address in bootstrap
         }
@@ -89,7 +90,7 @@ class Network:
         """When the reports were last fetched (monotonic seconds)."""
         self.term_at = 0.0
         """When the term was last fetched (monotonic seconds)."""
-        self._market: Market | None = None
+        self._market = market
         self._term: TermInfo | None = None
         self._preferred: list[NodeId] = list(self.nodes)
         self._channels: dict[NodeId, grpc.aio.Channel] = {}
@@ -163,6 +164,10 @@ class Network:
             return await call(MarketServiceStub(channel))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def list_preferred(self) -> tuple[NodeId, ...]:
+        """List the known nodes, the one that answered last first."""
+        return tuple(self._preferred)
 
     # --- connections -------------------------------------------------------------------------
 

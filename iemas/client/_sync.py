@@ -20,6 +20,7 @@ from iemas.client._types import (
     Completion,
     Model,
     NodeInfo,
+    Settlement,
     TransactionReceipt,
 )
 from iemas.client.resources.sessions import AsyncSession
@@ -322,6 +323,8 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         max_retries: int = DEFAULT_MAX_RETRIES,
         cache_dir: str | os.PathLike[str] | None = None,
+        genesis: str | os.PathLike[str] | bytes | None = None,
+        trusted_block: tuple[int, str] | None = None,
     ) -> None:
         client = self._client = AsyncClient(
             bootstrap,
@@ -331,6 +334,8 @@ class Client:
             timeout=timeout,
             max_retries=max_retries,
             cache_dir=cache_dir,
+            genesis=genesis,
+            trusted_block=trusted_block,
         )
         portal = self._portal = Portal(client.close)
         self.chat = Chat(portal, client)
@@ -343,17 +348,34 @@ class Client:
         """The account's id, 64 hex digits: where to have money transferred to."""
         return self._client.account
 
-    def balance(self, account: str | bytes | None = None) -> Balance:
-        """Read an account's balance, the client's own unless given.
+    @property
+    def trusted_block(self) -> tuple[int, str] | None:
+        """Height and hash of the last block that this client verified; None before the first."""
+        return self._client.trusted_block
 
-        Raises: APIConnectionError.
+    def balance(self, account: str | bytes | None = None, *, verify: bool = False) -> Balance:
+        """Read an account's balance, the client's own unless given; proven if `verify`.
+
+        Raises: as `AsyncClient.balance`.
 
         Example:
             >>> def show(client):
-            ...     print(client.balance().escrow_micros)
+            ...     print(client.balance(verify=True).escrow_micros)
 
         """
-        return self._portal.run(lambda: self._client.balance(account))
+        return self._portal.run(lambda: self._client.balance(account, verify=verify))
+
+    def get_settlement(self, allocation: Allocation) -> Settlement:
+        """Prove what is settled of an allocation's channel.
+
+        Raises: as `AsyncClient.get_settlement`.
+
+        Example:
+            >>> def check(client, completion):
+            ...     print(client.get_settlement(completion.allocation).is_settled)
+
+        """
+        return self._portal.run(lambda: self._client.get_settlement(allocation))
 
     def nodes(self) -> tuple[NodeInfo, ...]:
         """List the market's nodes by their own signed reports.

@@ -173,9 +173,10 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """An account's money in micro-credits, as one node's replica of the ledger shows it.
+    """An account's money in micro-credits, after the block of `height`.
 
-    `allowance_micros` is what this term's allocations may draw on: a share of the escrow.
+    `allowance_micros` is what this term's allocations may draw on: a share of the escrow. It is
+    what one node says, unless it is `verified`: proven by those who hold the stake.
     """
 
     account: str
@@ -184,11 +185,36 @@ class Balance:
     escrow_micros: int
     allowance_micros: int
     height: int
+    verified: bool = False
 
     @property
     def total_credits(self) -> float:
         """Available and escrowed money in credits, for showing."""
         return (self.available_micros + self.escrow_micros) / MICROS_PER_CREDIT
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a provider has settled of a channel's tasks in a term; proven after block `height`.
+
+    `settled_micros` is the running total under `sequence` that was paid out of the escrow.
+    `signed_micros` is the total that this client has signed by now, None for another client's
+    channel. A closed term (not `is_open`) can be settled no more, and its totals are forgotten:
+    then `settled_micros` is 0 and says nothing.
+    """
+
+    provider: str
+    term: int
+    is_open: bool
+    sequence: int
+    settled_micros: int
+    signed_micros: int | None
+    height: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that this client has signed so far is paid."""
+        return self.is_open and self.settled_micros == self.signed_micros
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ A node knows that it is behind when a peer says so, by its height in a message o
 later height; or it finds out by asking, after it has heard of no new block for long. Claims are
 worth a request and no more: what comes back is verified by its commit.
 
-Source: docs/spec/consensus.md E40 to E44.
+Source: docs/spec/engine.md E40 to E44.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every block is checked before it is applied, also one that this validator helped
 commit under the validators of its height, then by the application. `validators` is who votes on
 the next height; it follows from genesis and the blocks alone.
 
-Source: docs/spec/consensus.md E30 to E34, docs/spec/application.md §1.
+Source: docs/spec/engine.md E30 to E34, docs/spec/application.md §1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from iemas.consensus.commits import (
     verify_commit,
 )
 from iemas.consensus.messages import CommittedBlock
-from iemas.consensus.validators import ValidatorSet
+from iemas.consensus.validators import ValidatorSet, compute_members_hash
 from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import InvalidBlockError
 from iemas.core.types import Hash
@@ -29,6 +29,7 @@ from iemas.ledger.header import (
     BlockHeader,
     compute_transactions_root,
 )
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Transaction, TransactionResult
 from iemas.ledger.transfer import Transfer
 
@@ -75,6 +76,8 @@ class Chain:
         self.validators: ValidatorSet = make_first_validators(app.state)
         self._chain_id = chain_id
         self._read_blocks = read_blocks
+        self.proven_state: LedgerState | None = None
+        """The state under the last block's header: the one that a light client can check."""
         self._last_hash = GENESIS_HASH
         self._blocks: list[CommittedBlock] = []  # the last ones, or all without `read_blocks`
         self._applied: list[AppliedBlock] = []
@@ -116,6 +119,7 @@ class Chain:
             state_root=state.compute_root(),
             transactions_root=compute_transactions_root(transactions),
             validators_hash=self.validators.compute_hash(),
+            next_validators_hash=self._compute_next_validators_hash(),
         )
         return Block(signer.sign(header), transactions)
 
@@ -129,7 +133,17 @@ class Chain:
             raise self._refuse(block, "it does not extend this replica's last block")
         if header.validators_hash != self.validators.compute_hash():
             raise self._refuse(block, "it names other validators than this replica knows")
+        self._check_next_validators(block)
         self.app.process_proposal(block)
+
+    def _compute_next_validators_hash(self) -> Hash:
+        """Name who votes on the height after the next block's: the state knows it already."""
+        state = self.app.state
+        return compute_members_hash(state.get_consensus_validators_at(state.height + 2))
+
+    def _check_next_validators(self, block: Block) -> None:
+        if block.header.message.next_validators_hash != self._compute_next_validators_hash():
+            raise self._refuse(block, "it names other next validators than this replica knows")
 
     # --- applying --------------------------------------------------------------------------------
 
@@ -144,9 +158,12 @@ class Chain:
         verify_commit(committed, self.validators, self._chain_id)
         if block.header.message.previous_hash != self._last_hash:
             raise self._refuse(block, "it does not extend this replica's last block")
+        self._check_next_validators(block)
+        state = self.app.state
         finalized = self.app.finalize_block(block)
         self.app.commit()
         self.validators = compute_next_validators(self.validators, self.app.state)
+        self.proven_state = state
         self._remember(committed)
         applied = AppliedBlock(
             committed, finalized.results, finalized.transfers, finalized.state_root

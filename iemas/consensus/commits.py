@@ -1,6 +1,6 @@
 """Commits: how anyone who knows a height's validators checks that a block was decided there.
 
-Source: docs/spec/consensus.md E30 to E32.
+Source: docs/spec/engine.md E30 to E32.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from iemas.ledger.state import LedgerState
 
 def make_first_validators(state: LedgerState) -> ValidatorSet:
     """Make the validators of height 1 from the state of genesis."""
-    return ValidatorSet(Validator(*member) for member in state.get_consensus_validators())
+    return ValidatorSet(Validator(*member) for member in state.get_consensus_validators_at(1))
 
 
 def compute_next_validators(validators: ValidatorSet, state: LedgerState) -> ValidatorSet:
     """Compute the validators of the next height; `state` is after the block that these decided."""
     following = validators.advance()
-    powers = dict(state.get_consensus_validators())
+    powers = dict(state.get_consensus_validators_at(state.height + 1))
     if powers != {validator.node_id: validator.power for validator in validators}:
         following = following.change(powers)
     return following

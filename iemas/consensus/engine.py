@@ -9,7 +9,7 @@ call `tick` no later than the last `wake_at_ms`; keep `set_peers` up to date; dr
 after every step, and `take_journal` into the store if it has one; give back to `restore` what was
 persisted.
 
-Source: docs/spec/consensus.md §4 ff.; design §7.
+Source: docs/spec/engine.md; design §7.
 """
 
 from __future__ import annotations
@@ -125,6 +125,12 @@ class TendermintEngine:
     def state_root(self) -> Hash:
         """State root after the last decided block."""
         return self.app.state.compute_root()
+
+    @property
+    def proven(self) -> tuple[CommittedBlock, LedgerState] | None:
+        """The last decided block with the state under its header; None after genesis."""
+        block, state = self._chain.last_block, self._chain.proven_state
+        return None if block is None or state is None else (block, state)
 
     def take_applied(self) -> tuple[AppliedBlock, ...]:
         """Give the blocks applied since the last call, in order; restored ones not included."""
@@ -438,6 +444,7 @@ class TendermintEngine:
         Raises: InvalidBlockError, InvalidSignatureError, InternalError as `Chain.apply`.
         """
         announcers = self._find_announcers(committed)
+        followers = [peer for peer in self._peers if peer not in self._chain.validators]
         applied = self._chain.apply(committed)
         block = applied.block
         self._committed_at_ms = now_ms
@@ -466,7 +473,6 @@ class TendermintEngine:
         for one in dropped:
             ready += _refuse(one)
         if self._signer.node_id in announcers:
-            followers = [peer for peer in self._peers if peer not in self._chain.validators]
             announcement = BlockAnnouncement(committed)
             ready += Ready(send=tuple(Send(peer, announcement) for peer in followers))
         self._participant = self._make_participant()

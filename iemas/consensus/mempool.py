@@ -4,7 +4,7 @@ Where a transaction came in (its *origin*: the node that its sender gave it to) 
 validators, again every second until it is in a block, and given up after a minute. So whichever
 validator proposes next has it. Pure: the engine sends.
 
-Source: docs/spec/consensus.md E10 to E13.
+Source: docs/spec/engine.md E10 to E13.
 """
 
 from __future__ import annotations

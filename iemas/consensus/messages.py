@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from iemas.consensus.voting import Proposal, Vote
 from iemas.core.envelope import Signed
-from iemas.core.types import Hash, require, require_id
-from iemas.ledger.header import Block
+from iemas.core.types import Hash, NodeId, require, require_id
+from iemas.ledger.header import Block, BlockHeader
 from iemas.ledger.transaction import Transaction
 
 MAX_STATUS_ROUNDS = 16
@@ -18,6 +18,10 @@ MAX_STATUS_ROUNDS = 16
 
 PREFIX_BYTES = 8
 """How much of a hash names a statement in a status."""
+
+MAX_HELD_BYTES = 64 * 1024
+MAX_NOTICE_VOTES = 256
+"""Bounds of what one message makes a validator do: checking a signature takes 0.1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,44 @@ class CommittedBlock:
         return self.block.height
 
 
+# --- for light clients ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LightValidator:
+    """A validator as headers name it."""
+
+    node_id: NodeId
+    power: int
+
+    def __post_init__(self) -> None:
+        require_id("node_id", self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlock:
+    """A decided block without its transactions: header, commit, and who voted on that height."""
+
+    header: Signed[BlockHeader]
+    commit: Commit
+    validators: tuple[LightValidator, ...]
+
+    @property
+    def height(self) -> int:
+        """The block's height."""
+        return self.header.message.height
+
+    @property
+    def hash(self) -> Hash:
+        """The block's hash: what its header says, and who signed it."""
+        return self.header.hash
+
+    @property
+    def time_ms(self) -> int:
+        """The block's ledger time."""
+        return self.header.message.time_ms
+
+
 # --- between engines -----------------------------------------------------------------------------
 
 
@@ -70,6 +112,9 @@ class VoteNotice:
 
     votes: tuple[Signed[Vote], ...]
 
+    def __post_init__(self) -> None:
+        require(len(self.votes) <= MAX_NOTICE_VOTES, f"at most {MAX_NOTICE_VOTES} votes at once")
+
 
 @dataclass(frozen=True, slots=True)
 class ConsensusStatus:
@@ -89,8 +134,9 @@ class ConsensusStatus:
     def __post_init__(self) -> None:
         require(len(self.rounds) <= MAX_STATUS_ROUNDS, f"at most {MAX_STATUS_ROUNDS} rounds")
         require(
-            len(self.held) % PREFIX_BYTES == 0,
-            f"held must be whole prefixes of {PREFIX_BYTES} bytes, got {len(self.held)} bytes",
+            len(self.held) % PREFIX_BYTES == 0 and len(self.held) <= MAX_HELD_BYTES,
+            f"held must be whole prefixes of {PREFIX_BYTES} bytes, at most {MAX_HELD_BYTES} bytes, "
+            f"got {len(self.held)}",
         )
 
 

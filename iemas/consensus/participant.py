@@ -4,7 +4,7 @@
 the blocks behind proposals, signs votes and proposals, keeps its timeouts, and gives back what
 must be on disk before any of it leaves. It also answers peers that lack something.
 
-Source: docs/spec/consensus.md T20 to T24 and E20 to E27.
+Source: docs/spec/consensus.md §5, docs/spec/engine.md E20 to E26.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from iemas.consensus.chain import Chain
 from iemas.consensus.mempool import Mempool
 from iemas.consensus.messages import (
+    MAX_NOTICE_VOTES,
     MAX_STATUS_ROUNDS,
     PREFIX_BYTES,
     Commit,
@@ -50,8 +51,6 @@ RECORD_KEY = b"own"
 KEPT_VOTES = 64
 KEPT_ROUNDS = 8
 """Of how many past rounds proposals are kept for peers that lack them."""
-
-MAX_ANSWERED_VOTES = 256
 
 Broadcast = ProposalNotice | VoteNotice
 
@@ -269,7 +268,8 @@ class Participant:
         if block.hash in self._checked:
             return
         ahead_ms = block.time_ms - now_ms
-        if ahead_ms > self._tolerance_ms:
+        # Where all clocks were set back, the time of the last block is the best that anyone has.
+        if ahead_ms > self._tolerance_ms and block.time_ms > self._chain.app.state.time_ms:
             raise InvalidBlockError(
                 f"its time is {ahead_ms} ms ahead of this node's clock, at most "
                 f"{self._tolerance_ms} are tolerated: check the clocks",
@@ -406,7 +406,7 @@ class Participant:
         held = _split(status.held)
         rounds = dict.fromkeys((status.round, *status.rounds, self.round))
         missing = [v for prefix, v in self._collect(rounds).items() if prefix not in held]
-        votes = [vote for vote in missing if isinstance(vote, Signed)][:MAX_ANSWERED_VOTES]
+        votes = [vote for vote in missing if isinstance(vote, Signed)][:MAX_NOTICE_VOTES]
         answer: list[Broadcast] = []
         if status.wants_blocks:
             answer += [notice for notice in missing if isinstance(notice, ProposalNotice)]

@@ -93,5 +93,9 @@ class ValidatorSet:
 
     def compute_hash(self) -> Hash:
         """Name the members and their power, as block headers do; whose turn it is stays out."""
-        members = tuple((validator.node_id, validator.power) for validator in self.validators)
-        return compute_hash(b"iemas.v1.ValidatorSet", encode_canonical(members))
+        return compute_members_hash((v.node_id, v.power) for v in self.validators)
+
+
+def compute_members_hash(members: Iterable[tuple[NodeId, int]]) -> Hash:
+    """Name a set of validators by id and power, in id order."""
+    return compute_hash(b"iemas.v1.ValidatorSet", encode_canonical(tuple(map(tuple, members))))

@@ -242,7 +242,8 @@ class ClearingResult:
 
     Indices count the transcript's tasks that were not dropped, and its providers.
     `predecessor_tasks[i]` is the task that proves slot price i least, −1 where the price is 0.
-    `vcg_bonuses_micros[i]` is what provider i adds to the market. Surcharges follow by the mode.
+    `vcg_bonuses_micros[i]` is what provider i adds to the market, `surcharges_micros[j]` what task
+    j pays above its provider's expected cost, by the mode's rule.
     """
 
     mode: str
@@ -251,6 +252,7 @@ class ClearingResult:
     slot_prices_micros: tuple[int, ...]
     predecessor_tasks: tuple[int, ...]
     vcg_bonuses_micros: tuple[int, ...]
+    surcharges_micros: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

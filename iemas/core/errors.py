@@ -122,6 +122,14 @@ class InvalidBlockError(InvalidInputError):
     """A block does not extend the ledger by its rules."""
 
 
+class UntrustedBlockError(InvalidBlockError):
+    """Too little of the trusted validators' power signed the block; check one in between first."""
+
+
+class InvalidProofError(InvalidInputError):
+    """A proof does not lead from what it claims to the trusted state root."""
+
+
 class NotAuctioneerError(InvalidInputError):
     """Another node is the auctioneer of the term; `hint` names it if it is known."""
 
@@ -136,6 +144,17 @@ class QuorumUnavailableError(IemasError):
 
 class BackendError(IemasError):
     """The inference server behind a node failed or answered nonsense."""
+
+
+class TrustExpiredError(IemasError):
+    """What a light client trusts is too old: its validators may have left with their stake."""
+
+
+class LedgerForkError(IemasError):
+    """Two different blocks of one height are decided: `first` and `second` prove it.
+
+    `double_votes` are pairs of votes that their signers can be slashed for.
+    """
 
 
 # --- SDK ---------------------------------------------------------------------------------------
@@ -155,6 +174,18 @@ class APIConnectionError(APIError):
 
 class APITimeoutError(APIConnectionError):
     """The market did not answer within the deadline."""
+
+
+class UnverifiedAnswerError(APIError):
+    """No node proved what was asked; `field` names what did not hold."""
+
+
+class UnverifiedBalanceError(UnverifiedAnswerError):
+    """No node proved the balance; `field` names what did not hold."""
+
+
+class UnverifiedSettlementError(UnverifiedAnswerError):
+    """No node proved the settlement; `field` names what did not hold."""
 
 
 class APIStatusError(APIError):

@@ -52,6 +52,11 @@ def _verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
 _verify_remembered = lru_cache(maxsize=8192)(_verify)
 
 
+def forget_verdicts() -> None:
+    """Forget all remembered verdicts, so that a benchmark can time them again."""
+    _verify_remembered.cache_clear()
+
+
 @dataclass(frozen=True)
 class Identity:
     """An Ed25519 key pair with what derives from it. Never printed, never sent.

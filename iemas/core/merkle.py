@@ -28,7 +28,8 @@ class InclusionProof:
             require_id("path", sibling)
 
 
-def _hash_leaf(leaf: bytes) -> bytes:
+def compute_leaf_hash(leaf: bytes) -> bytes:
+    """Hash one leaf. Source: RFC 6962 §2.1."""
     return hashlib.sha256(b"\x00" + leaf).digest()
 
 
@@ -38,19 +39,52 @@ def _hash_node(left: bytes, right: bytes) -> bytes:
 
 def compute_root(leaves: Sequence[bytes]) -> Hash:
     """Compute the tree's root; of no leaves, the hash of nothing. Source: RFC 6962 §2.1."""
-    if not leaves:
+    return compute_root_of_hashes([compute_leaf_hash(leaf) for leaf in leaves])
+
+
+def compute_root_of_hashes(leaf_hashes: Sequence[bytes]) -> Hash:
+    """Compute the tree's root from its leaves' hashes, for a caller that keeps them."""
+    if not leaf_hashes:
         return EMPTY_ROOT
-    level = [_hash_leaf(leaf) for leaf in leaves]
+    level, sha256 = list(leaf_hashes), hashlib.sha256
     # Pairing neighbours and carrying an odd last node up gives RFC 6962's left-balanced tree.
     while len(level) > 1:
-        paired = [_hash_node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        paired = [
+            sha256(b"\x01" + left + right).digest()
+            for left, right in zip(level[::2], level[1::2], strict=False)
+        ]
         level = paired + level[len(paired) * 2 :]
     return Hash(level[0])
 
 
+class MerkleTree:
+    """A tree that keeps its inner nodes, for whoever proves many of its leaves."""
+
+    def __init__(self, leaf_hashes: Sequence[bytes]) -> None:
+        self._levels = [list(leaf_hashes)]
+        while len(level := self._levels[-1]) > 1:
+            neighbours = zip(level[::2], level[1::2], strict=False)
+            paired = [_hash_node(left, right) for left, right in neighbours]
+            self._levels.append(paired + level[len(paired) * 2 :])
+
+    @property
+    def root(self) -> Hash:
+        """The tree's root; of no leaves, the hash of nothing."""
+        return Hash(self._levels[-1][0]) if self._levels[0] else EMPTY_ROOT
+
+    def prove(self, index: int) -> InclusionProof:
+        """Prove that leaf `index` is in the tree; costs time in proportion to its depth."""
+        path = []
+        for depth, level in enumerate(self._levels[:-1]):
+            sibling = (index >> depth) ^ 1
+            if sibling < len(level):
+                path.append(level[sibling])
+        return InclusionProof(index, len(self._levels[0]), tuple(path))
+
+
 def compute_inclusion_proof(leaves: Sequence[bytes], index: int) -> InclusionProof:
     """Prove that leaf `index` is in the tree of `leaves`. Source: RFC 6962 §2.1.1."""
-    level = [_hash_leaf(leaf) for leaf in leaves]
+    level = [compute_leaf_hash(leaf) for leaf in leaves]
     path: list[bytes] = []
     position = index
     while len(level) > 1:
@@ -65,7 +99,7 @@ def compute_inclusion_proof(leaves: Sequence[bytes], index: int) -> InclusionPro
 
 def verify_inclusion(leaf: bytes, proof: InclusionProof, root: bytes) -> bool:
     """Tell whether the proof leads from the leaf to the root. Source: RFC 9162 §2.1.3.2."""
-    node, position, last = _hash_leaf(leaf), proof.index, proof.size - 1
+    node, position, last = compute_leaf_hash(leaf), proof.index, proof.size - 1
     for sibling in proof.path:
         if last == 0:
             return False

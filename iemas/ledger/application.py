@@ -21,13 +21,14 @@ from iemas.core.errors import (
 )
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
-from iemas.ledger.blocks import begin_block, end_block
+from iemas.ledger.blocks import begin_block, end_block, note_voters
 from iemas.ledger.epochs import start_epoch
 from iemas.ledger.header import Block, compute_transactions_root
 from iemas.ledger.invariants import check_invariants
 from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
 from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.rules.results import OK, refuse
+from iemas.ledger.rules.settlement import verify_settlement_signatures
 from iemas.ledger.snapshot import (
     MAX_SNAPSHOT_CHUNKS,
     SNAPSHOT_FORMAT,
@@ -38,7 +39,7 @@ from iemas.ledger.snapshot import (
 )
 from iemas.ledger.state import LedgerState, ProvenEntry, make_genesis_state
 from iemas.ledger.terms import start_term
-from iemas.ledger.transaction import ResultCode, Transaction, TransactionResult
+from iemas.ledger.transaction import ResultCode, Settle, Transaction, TransactionResult
 from iemas.ledger.transfer import (
     ISSUANCE,
     LedgerAccount,
@@ -126,11 +127,18 @@ class LedgerApplication:
     # --- mempool and blocks ----------------------------------------------------------------------
 
     def check_tx(self, signed: Signed[Transaction]) -> TransactionResult:
-        """Tell whether a transaction may wait for a block: size, signature, nonce, account."""
+        """Tell whether a transaction may wait for a block: size, signature, nonce, account.
+
+        The signatures inside are checked now too: their verdicts are remembered, so the block that
+        applies them need not check them again.
+        """
         if len(signed.envelope.payload) > MAX_TRANSACTION_BYTES:
             limit = f"a transaction is at most {MAX_TRANSACTION_BYTES} bytes"
             return refuse(ResultCode.INVALID_ENTRY, limit)
-        return check_admission(self._state, signed) or OK
+        refusal = check_admission(self._state, signed)
+        if refusal is None and isinstance(signed.message.body, Settle):
+            verify_settlement_signatures(self._state, signed.message.body)
+        return refusal or OK
 
     def prepare_proposal(
         self, waiting: Iterable[Signed[Transaction]]
@@ -318,7 +326,7 @@ def issue_genesis(state: LedgerState) -> None:
         _issue(state, get_escrow(account.account, genesis.hub), account.escrow_micros)
     start_term(state, genesis.hub, 0, genesis.time_ms)
     start_epoch(state, genesis.hub, 0, genesis.time_ms)
-    end_block(state, None)
+    note_voters(state)
 
 
 def compute_results_hash(results: Iterable[TransactionResult]) -> Hash:

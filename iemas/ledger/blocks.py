@@ -29,12 +29,22 @@ def begin_block(state: LedgerState) -> None:
     apply_due_terms(state, state.time_ms)
 
 
-def end_block(state: LedgerState, proposer: NodeId | None) -> None:
-    """Note who proposed, and who votes on the next height if that has changed."""
+def end_block(state: LedgerState, proposer: NodeId) -> None:
+    """Note who proposed, and who votes on the height after the next."""
     count_proposer(state, proposer)
+    note_voters(state)
+
+
+def note_voters(state: LedgerState) -> None:
+    """Note who votes on the height after the next, if that has changed.
+
+    One height lies between, so that the next block's header can name who votes after it: what
+    light clients follow, and when CometBFT lets updates of validators count.
+    """
     members = state.get_consensus_validators()
-    if members != state.get_consensus_validators_at(state.height + 1):
-        state.validator_sets[state.height + 1] = members
+    start = state.height + 2 if state.validator_sets else 1  # genesis' vote on the first two
+    if members != state.get_consensus_validators_at(start):
+        state.validator_sets[start] = members
 
 
 def _set_checkpoint(state: LedgerState) -> None:

@@ -51,23 +51,18 @@ def advance_epochs(state: LedgerState, time_ms: int) -> None:
 def is_window_over(state: LedgerState, hub: HubId, time_ms: int) -> bool:
     """Tell whether time is up and proposers with more than a third of the power had a block.
 
-    So at least one correct proposer could take in every reveal. Where blocks name no proposer,
-    time alone counts.
+    So at least one correct proposer could take in every reveal.
     """
     epoch = state.ask_epochs[hub]
     if epoch.closed or time_ms < epoch.began_at_ms + state.params.ask_reveal_ms:
         return False
-    if not epoch.proposers:
-        return True
     powers = dict(state.get_consensus_validators())
     had_a_block = sum(powers.get(node, 0) for node in epoch.proposers)
     return 3 * had_a_block > sum(powers.values())
 
 
-def count_proposer(state: LedgerState, proposer: NodeId | None) -> None:
+def count_proposer(state: LedgerState, proposer: NodeId) -> None:
     """Note that a validator proposed a block while reveal windows were open."""
-    if proposer is None:
-        return
     for hub in state.get_hubs():
         epoch = state.ask_epochs[hub]
         if not epoch.closed and proposer not in epoch.proposers:

@@ -18,6 +18,14 @@ from iemas.ledger.transaction import Transaction
 GENESIS_HASH = Hash(bytes(ID_BYTES))
 """What the first block names as its predecessor."""
 
+_HASHES = (
+    "previous_hash",
+    "state_root",
+    "transactions_root",
+    "validators_hash",
+    "next_validators_hash",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BlockHeader:
@@ -26,7 +34,8 @@ class BlockHeader:
     `state_root` is the root *after the previous block* (CometBFT's app hash), so every replica
     that takes this block first checks that it agrees on all before it. `time_ms` is ledger time:
     it never goes back. `transactions_root` is `compute_transactions_root` of the block's
-    transactions, `validators_hash` names the set that votes on this height.
+    transactions, `validators_hash` names the set that votes on this height, `next_validators_hash`
+    that of the next height, so that whoever trusts a header knows who may sign the one after it.
     """
 
     chain_id: str
@@ -36,10 +45,11 @@ class BlockHeader:
     state_root: Hash
     transactions_root: Hash
     validators_hash: Hash
+    next_validators_hash: Hash
 
     def __post_init__(self) -> None:
         require(self.height >= 1, f"heights count from 1, got {self.height}")
-        for name in ("previous_hash", "state_root", "transactions_root", "validators_hash"):
+        for name in _HASHES:
             require_id(name, getattr(self, name))
 
 

@@ -6,8 +6,10 @@ named tuples, so they sort by their fields. Source: docs/spec/ledger.md §2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from iemas.core.encoding import encode_canonical
@@ -285,8 +287,28 @@ def encode_leaf(table: str, key: Any, value: Any) -> bytes:
 
 def to_plain(value: Any) -> Any:
     """Reduce a record to None, bool, int, bytes, str and tuples, fields in order."""
-    if is_dataclass(value):
-        return tuple(to_plain(getattr(value, f.name)) for f in fields(value))
-    if isinstance(value, tuple):
-        return tuple(to_plain(item) for item in value)
-    return int(value) if isinstance(value, IntEnum) else value
+    cls = value.__class__
+    reduce = _REDUCERS.get(cls)
+    if reduce is None:
+        reduce = _REDUCERS[cls] = _find_reducer(cls)
+    return reduce(value)
+
+
+def _find_reducer(cls: type) -> Callable[[Any], Any]:
+    """Choose once a type how its values are reduced."""
+    if is_dataclass(cls):
+        names = [f.name for f in fields(cls)]
+        if len(names) == 1:
+            return lambda value: (to_plain(getattr(value, names[0])),)
+        get_values = attrgetter(*names)
+        return lambda value: tuple([to_plain(item) for item in get_values(value)])
+    if issubclass(cls, tuple):
+        return lambda value: tuple([to_plain(item) for item in value])
+    return int if issubclass(cls, IntEnum) else _keep
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+_REDUCERS: dict[type, Callable[[Any], Any]] = {}

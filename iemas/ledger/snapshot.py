@@ -74,10 +74,10 @@ def decode_state(genesis: Genesis, data: bytes) -> LedgerState:
         facts: ChainFacts | None = None
         for name, key, value in records:
             if name == "facts":
-                facts = _rebuild(ChainFacts, value)
+                facts = rebuild(ChainFacts, value)
             else:
                 key_type, value_type = _TABLE_TYPES[name]
-                tables[name][_rebuild(key_type, key)] = _rebuild(value_type, value)
+                tables[name][rebuild(key_type, key)] = rebuild(value_type, value)
         if facts is None:
             raise MalformedMessageError("the snapshot lacks the chain's facts")
         state = LedgerState(genesis, facts)
@@ -91,16 +91,16 @@ def decode_state(genesis: Genesis, data: bytes) -> LedgerState:
     return state
 
 
-def _rebuild(annotation: Any, plain: Any) -> Any:
+def rebuild(annotation: Any, plain: Any) -> Any:
     """Give `plain` the type that `to_plain` took from it."""
     while isinstance(annotation, NewType):
         annotation = annotation.__supertype__
     origin = get_origin(annotation)
     if origin is tuple:
-        return tuple(_rebuild(get_args(annotation)[0], item) for item in plain)
+        return tuple(rebuild(get_args(annotation)[0], item) for item in plain)
     if origin in (types.UnionType, Union):
         member = next(arg for arg in get_args(annotation) if arg is not types.NoneType)
-        return None if plain is None else _rebuild(member, plain)
+        return None if plain is None else rebuild(member, plain)
     if is_dataclass(annotation) or hasattr(annotation, "_fields"):
         return _rebuild_record(annotation, plain)
     if issubclass(annotation, IntEnum):
@@ -113,7 +113,7 @@ def _rebuild(annotation: Any, plain: Any) -> Any:
 def _rebuild_record(cls: Any, plain: Any) -> Any:
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)] if is_dataclass(cls) else cls._fields
-    return cls(*[_rebuild(hints[n], item) for n, item in zip(names, plain, strict=True)])
+    return cls(*[rebuild(hints[n], item) for n, item in zip(names, plain, strict=True)])
 
 
 def _find_table_types() -> dict[str, tuple[Any, Any]]:

@@ -14,7 +14,13 @@ from typing import Any
 
 from iemas.core.election import Candidate, Term, compute_next_auctioneer
 from iemas.core.errors import InternalError
-from iemas.core.merkle import EMPTY_ROOT, InclusionProof, compute_inclusion_proof, compute_root
+from iemas.core.merkle import (
+    EMPTY_ROOT,
+    InclusionProof,
+    compute_inclusion_proof,
+    compute_leaf_hash,
+    compute_root_of_hashes,
+)
 from iemas.core.params import Genesis, MarketParams
 from iemas.core.types import AccountId, ChannelId, Hash, HubId, NodeId, Prices
 from iemas.ledger.records import (
@@ -55,6 +61,9 @@ from iemas.ledger.transfer import (
     get_escrow,
     get_stake,
 )
+
+_Leaf = tuple[Any, tuple[bytes, bytes]]
+"""A record as it was encoded, its leaf, and the leaf's hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ class LedgerState:
     transfers: list[Transfer] = field(default_factory=list)
     """Journal of this copy; not part of the root."""
     _applied_ids: set[bytes] = field(default_factory=set, repr=False)
-    _leaves: dict[tuple[str, Any], tuple[Any, bytes]] = field(default_factory=dict, repr=False)
+    _leaves: dict[str, dict[Any, _Leaf]] = field(default_factory=dict, repr=False)
     _params: MarketParams | None = field(default=None, repr=False)
     _root: Hash | None = field(default=None, repr=False)
 
@@ -207,10 +216,10 @@ class LedgerState:
         return tuple(node for node in self.get_validators(hub) if self.is_live(hub, node))
 
     def get_consensus_validators(self) -> tuple[ValidatorPower, ...]:
-        """List who votes on the next height and with what power, in id order; never empty.
+        """List who is to vote on blocks and with what power, in id order; never empty.
 
-        Everyone with stake who is not jailed; who is only absent from a hub's election still
-        votes on blocks.
+        After block h these vote from height h + 2 on. Everyone with stake who is not jailed; who
+        is only absent from a hub's election still votes on blocks.
         """
         nodes = sorted({key.node for key in self.validators if key.node not in self.jails})
         return tuple(ValidatorPower(node, self.get_stake_micros(node)) for node in nodes)
@@ -408,8 +417,8 @@ class LedgerState:
     def compute_root(self) -> Hash:
         """Compute the Merkle root over all records (cached until the next copy)."""
         if self._root is None:
-            leaves = self._collect_leaves()
-            self._root = compute_root(leaves) if leaves else EMPTY_ROOT
+            hashes = [leaf_hash for _, leaf_hash in self._collect_leaves()]
+            self._root = compute_root_of_hashes(hashes)
         return self._root
 
     def prove_account(self, account: AccountId) -> ProvenEntry | None:
@@ -418,23 +427,31 @@ class LedgerState:
         if record is None:
             return None
         leaf = encode_leaf("accounts", account, record)
-        leaves = self._collect_leaves()
+        leaves = [encoded for encoded, _ in self._collect_leaves()]
         proof = compute_inclusion_proof(leaves, leaves.index(leaf))
         return ProvenEntry(leaf, proof, self.compute_root())
 
-    def _collect_leaves(self) -> list[bytes]:
-        """Encode every record, sorted; records unchanged since the last root are not re-encoded.
+    def _collect_leaves(self) -> list[tuple[bytes, bytes]]:
+        """Give every record's leaf with its hash, sorted; what is as before is not encoded again.
 
         A leaf starts with its table and key, which are unique, so sorting leaves sorts keys.
         """
-        fresh: dict[tuple[str, Any], tuple[Any, bytes]] = {}
-        for name, key, value in self.iterate_records():
-            cached = self._leaves.get((name, key))
-            if cached is None or cached[0] is not value:
-                cached = (value, encode_leaf(name, key, value))
-            fresh[name, key] = cached
+        fresh: dict[str, dict[Any, _Leaf]] = {}
+        for name, table in (("facts", {"": self.facts}), *self.get_tables().items()):
+            known = self._leaves.get(name, {})
+            kept = fresh[name] = {}
+            for key, value in table.items():
+                leaf = known.get(key)
+                if leaf is None or leaf[0] is not value:
+                    encoded = encode_leaf(name, key, value)
+                    leaf = (value, (encoded, compute_leaf_hash(encoded)))
+                kept[key] = leaf
         self._leaves = fresh
-        return sorted(leaf for _, leaf in fresh.values())
+        return sorted([leaf[1] for kept in fresh.values() for leaf in kept.values()])
+
+    def list_leaves(self) -> list[tuple[bytes, bytes]]:
+        """Give every record's leaf with its hash, in the root's order."""
+        return self._collect_leaves()
 
     def iterate_records(self) -> Iterator[tuple[str, Any, Any]]:
         """Give (table, key, value) of every record, in no particular order."""

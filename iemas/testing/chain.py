@@ -163,6 +163,7 @@ class LedgerChain:
             state_root=self.state.compute_root(),
             transactions_root=compute_transactions_root(transactions),
             validators_hash=Hash(SOME_HASH),
+            next_validators_hash=Hash(SOME_HASH),
         )
         validators = self.genesis.validators
         in_turn = self.get_name(validators[header.height % len(validators)].node_id)
@@ -313,7 +314,7 @@ class LedgerChain:
             scenarios=(Scenario(1, 0, 0),) * N_SCENARIOS,
             providers=(),
             tasks=(),
-            clearing=ClearingResult("provider", (), 0, (), (), ()),
+            clearing=ClearingResult("provider", (), 0, (), (), (), ()),
         )
 
     def make_entry(

@@ -427,6 +427,7 @@ class ClearingResult(_message.Message):
     SLOT_PRICES_MICROS_FIELD_NUMBER: _builtins.int
     PREDECESSOR_TASKS_FIELD_NUMBER: _builtins.int
     VCG_BONUSES_MICROS_FIELD_NUMBER: _builtins.int
+    SURCHARGES_MICROS_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     welfare_micros: _builtins.int
     @_builtins.property
@@ -437,6 +438,8 @@ class ClearingResult(_message.Message):
     def predecessor_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def vcg_bonuses_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def surcharges_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -446,10 +449,11 @@ class ClearingResult(_message.Message):
         slot_prices_micros: _abc.Iterable[_builtins.int] | None = ...,
         predecessor_tasks: _abc.Iterable[_builtins.int] | None = ...,
         vcg_bonuses_micros: _abc.Iterable[_builtins.int] | None = ...,
+        surcharges_micros: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "mode", b"mode", "predecessor_tasks", b"predecessor_tasks", "slot_prices_micros", b"slot_prices_micros", "vcg_bonuses_micros", b"vcg_bonuses_micros", "welfare_micros", b"welfare_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "mode", b"mode", "predecessor_tasks", b"predecessor_tasks", "slot_prices_micros", b"slot_prices_micros", "surcharges_micros", b"surcharges_micros", "vcg_bonuses_micros", b"vcg_bonuses_micros", "welfare_micros", b"welfare_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from iemas.v1 import ledger_pb2 as iemas_dot_v1_dot_ledger__pb2
 from iemas.v1 import types_pb2 as iemas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18iemas/v1/consensus.proto\x12\x08iemas.v1\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"R\n\x08Proposal\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12\x13\n\x0bvalid_round\x18\x04 \x01(\x12\"S\n\nDoubleVote\x12!\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\"\n\x06second\x18\x02 \x01(\x0b\x32\x12.iemas.v1.Envelope\"c\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12&\n\nprecommits\x18\x04 \x03(\x0b\x32\x12.iemas.v1.Envelope\"R\n\x0e\x43ommittedBlock\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12 \n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.iemas.v1.Commit\"<\n\x11SubmitTransaction\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"V\n\x0eProposalNotice\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x1e\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x0f.iemas.v1.Block\"/\n\nVoteNotice\x12!\n\x05votes\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope\"d\n\x0f\x43onsensusStatus\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06rounds\x18\x03 \x03(\x04\x12\x0c\n\x04held\x18\x04 \x01(\x0c\x12\x14\n\x0cwants_blocks\x18\x05 \x01(\x08\"<\n\x11\x42lockAnnouncement\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\"$\n\rBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"J\n\x0e\x42locksResponse\x12(\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x18.iemas.v1.CommittedBlock\x12\x0e\n\x06height\x18\x02 \x01(\x04\"\xdd\x01\n\nSignRecord\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x19\n\x0clocked_value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0clocked_round\x18\x05 \x01(\x12\x12\x18\n\x0bvalid_value\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x13\n\x0bvalid_round\x18\x07 \x01(\x12\x12!\n\x05votes\x18\x08 \x03(\x0b\x32\x12.iemas.v1.EnvelopeB\x0f\n\r_locked_valueB\x0e\n\x0c_valid_value\"b\n\x0bValidRecord\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08prevotes\x18\x03 \x03(\x0b\x32\x12.iemas.v1.Envelopeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18iemas/v1/consensus.proto\x12\x08iemas.v1\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"R\n\x08Proposal\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12\x13\n\x0bvalid_round\x18\x04 \x01(\x12\"S\n\nDoubleVote\x12!\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\"\n\x06second\x18\x02 \x01(\x0b\x32\x12.iemas.v1.Envelope\"c\n\x06\x43ommit\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x12\n\nblock_hash\x18\x03 \x01(\x0c\x12&\n\nprecommits\x18\x04 \x03(\x0b\x32\x12.iemas.v1.Envelope\"R\n\x0e\x43ommittedBlock\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12 \n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.iemas.v1.Commit\"0\n\x0eLightValidator\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\r\n\x05power\x18\x02 \x01(\x04\"\x80\x01\n\nLightBlock\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12 \n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.iemas.v1.Commit\x12,\n\nvalidators\x18\x03 \x03(\x0b\x32\x18.iemas.v1.LightValidator\"<\n\x11SubmitTransaction\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"V\n\x0eProposalNotice\x12$\n\x08proposal\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x1e\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x0f.iemas.v1.Block\"/\n\nVoteNotice\x12!\n\x05votes\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope\"d\n\x0f\x43onsensusStatus\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06rounds\x18\x03 \x03(\x04\x12\x0c\n\x04held\x18\x04 \x01(\x0c\x12\x14\n\x0cwants_blocks\x18\x05 \x01(\x08\"<\n\x11\x42lockAnnouncement\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\"$\n\rBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"J\n\x0e\x42locksResponse\x12(\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x18.iemas.v1.CommittedBlock\x12\x0e\n\x06height\x18\x02 \x01(\x04\"\xdd\x01\n\nSignRecord\x12\x0e\n\x06height\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x19\n\x0clocked_value\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0clocked_round\x18\x05 \x01(\x12\x12\x18\n\x0bvalid_value\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x13\n\x0bvalid_round\x18\x07 \x01(\x12\x12!\n\x05votes\x18\x08 \x03(\x0b\x32\x12.iemas.v1.EnvelopeB\x0f\n\r_locked_valueB\x0e\n\x0c_valid_value\"b\n\x0bValidRecord\x12\x1e\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x0f.iemas.v1.Block\x12\r\n\x05round\x18\x02 \x01(\x04\x12$\n\x08prevotes\x18\x03 \x03(\x0b\x32\x12.iemas.v1.Envelopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,22 +41,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMIT']._serialized_end=351
   _globals['_COMMITTEDBLOCK']._serialized_start=353
   _globals['_COMMITTEDBLOCK']._serialized_end=435
-  _globals['_SUBMITTRANSACTION']._serialized_start=437
-  _globals['_SUBMITTRANSACTION']._serialized_end=497
-  _globals['_PROPOSALNOTICE']._serialized_start=499
-  _globals['_PROPOSALNOTICE']._serialized_end=585
-  _globals['_VOTENOTICE']._serialized_start=587
-  _globals['_VOTENOTICE']._serialized_end=634
-  _globals['_CONSENSUSSTATUS']._serialized_start=636
-  _globals['_CONSENSUSSTATUS']._serialized_end=736
-  _globals['_BLOCKANNOUNCEMENT']._serialized_start=738
-  _globals['_BLOCKANNOUNCEMENT']._serialized_end=798
-  _globals['_BLOCKSREQUEST']._serialized_start=800
-  _globals['_BLOCKSREQUEST']._serialized_end=836
-  _globals['_BLOCKSRESPONSE']._serialized_start=838
-  _globals['_BLOCKSRESPONSE']._serialized_end=912
-  _globals['_SIGNRECORD']._serialized_start=915
-  _globals['_SIGNRECORD']._serialized_end=1136
-  _globals['_VALIDRECORD']._serialized_start=1138
-  _globals['_VALIDRECORD']._serialized_end=1236
+  _globals['_LIGHTVALIDATOR']._serialized_start=437
+  _globals['_LIGHTVALIDATOR']._serialized_end=485
+  _globals['_LIGHTBLOCK']._serialized_start=488
+  _globals['_LIGHTBLOCK']._serialized_end=616
+  _globals['_SUBMITTRANSACTION']._serialized_start=618
+  _globals['_SUBMITTRANSACTION']._serialized_end=678
+  _globals['_PROPOSALNOTICE']._serialized_start=680
+  _globals['_PROPOSALNOTICE']._serialized_end=766
+  _globals['_VOTENOTICE']._serialized_start=768
+  _globals['_VOTENOTICE']._serialized_end=815
+  _globals['_CONSENSUSSTATUS']._serialized_start=817
+  _globals['_CONSENSUSSTATUS']._serialized_end=917
+  _globals['_BLOCKANNOUNCEMENT']._serialized_start=919
+  _globals['_BLOCKANNOUNCEMENT']._serialized_end=979
+  _globals['_BLOCKSREQUEST']._serialized_start=981
+  _globals['_BLOCKSREQUEST']._serialized_end=1017
+  _globals['_BLOCKSRESPONSE']._serialized_start=1019
+  _globals['_BLOCKSRESPONSE']._serialized_end=1093
+  _globals['_SIGNRECORD']._serialized_start=1096
+  _globals['_SIGNRECORD']._serialized_end=1317
+  _globals['_VALIDRECORD']._serialized_start=1319
+  _globals['_VALIDRECORD']._serialized_end=1417
 # @@protoc_insertion_point(module_scope)

@@ -142,6 +142,62 @@ class CommittedBlock(_message.Message):
 Global___CommittedBlock: _TypeAlias = CommittedBlock  # noqa: Y015
 
 @_typing.final
+class LightValidator(_message.Message):
+    """A validator as headers name it: id and voting power."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    power: _builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        power: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "power", b"power"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LightValidator: _TypeAlias = LightValidator  # noqa: Y015
+
+@_typing.final
+class LightBlock(_message.Message):
+    """A decided block without its transactions: what a light client checks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    VALIDATORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _types_pb2.Envelope:
+        """of BlockHeader"""
+
+    @_builtins.property
+    def commit(self) -> Global___Commit: ...
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedCompositeFieldContainer[Global___LightValidator]: ...
+    def __init__(
+        self,
+        *,
+        header: _types_pb2.Envelope | None = ...,
+        commit: Global___Commit | None = ...,
+        validators: _abc.Iterable[Global___LightValidator] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header", "validators", b"validators"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LightBlock: _TypeAlias = LightBlock  # noqa: Y015
+
+@_typing.final
 class SubmitTransaction(_message.Message):
     """Please order this transaction."""
 

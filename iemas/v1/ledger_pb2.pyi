@@ -842,6 +842,7 @@ class BlockHeader(_message.Message):
     STATE_ROOT_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_ROOT_FIELD_NUMBER: _builtins.int
     VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
+    NEXT_VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.str
     height: _builtins.int
     previous_hash: _builtins.bytes
@@ -851,6 +852,8 @@ class BlockHeader(_message.Message):
     transactions_root: _builtins.bytes
     validators_hash: _builtins.bytes
     """of those that vote on this height"""
+    next_validators_hash: _builtins.bytes
+    """of those that vote on the next height"""
     def __init__(
         self,
         *,
@@ -861,10 +864,11 @@ class BlockHeader(_message.Message):
         state_root: _builtins.bytes = ...,
         transactions_root: _builtins.bytes = ...,
         validators_hash: _builtins.bytes = ...,
+        next_validators_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "previous_hash", b"previous_hash", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "next_validators_hash", b"next_validators_hash", "previous_hash", b"previous_hash", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1121,3 +1125,50 @@ class Genesis(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Genesis: _TypeAlias = Genesis  # noqa: Y015
+
+@_typing.final
+class ProvenLeaf(_message.Message):
+    """One record of the state, as canonical CBOR of (table, key, value), with its inclusion proof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAF_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    leaf: _builtins.bytes
+    @_builtins.property
+    def proof(self) -> _types_pb2.InclusionProof: ...
+    def __init__(
+        self,
+        *,
+        leaf: _builtins.bytes = ...,
+        proof: _types_pb2.InclusionProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaf", b"leaf", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProvenLeaf: _TypeAlias = ProvenLeaf  # noqa: Y015
+
+@_typing.final
+class StateProof(_message.Message):
+    """The record asked for; or, if there is none, its neighbours in the tree: one only at an end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvenLeaf]: ...
+    def __init__(
+        self,
+        *,
+        leaves: _abc.Iterable[Global___ProvenLeaf] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaves", b"leaves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateProof: _TypeAlias = StateProof  # noqa: Y015

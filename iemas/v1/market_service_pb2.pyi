@@ -527,3 +527,171 @@ class ListTranscriptsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTranscriptsResponse: _TypeAlias = ListTranscriptsResponse  # noqa: Y015
+
+@_typing.final
+class ListLightBlocksRequest(_message.Message):
+    """Light blocks from a height on; height 0 asks for the last one only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    limit: _builtins.int
+    """At most this many: 0 means 1, and no node gives more than 64 or than its size bound."""
+    def __init__(
+        self,
+        *,
+        from_height: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLightBlocksRequest: _TypeAlias = ListLightBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ListLightBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[_consensus_pb2.LightBlock]: ...
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[_consensus_pb2.LightBlock] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLightBlocksResponse: _TypeAlias = ListLightBlocksResponse  # noqa: Y015
+
+@_typing.final
+class GetAccountProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    HUB_FIELD_NUMBER: _builtins.int
+    account: _builtins.bytes
+    hub: _builtins.str
+    def __init__(
+        self,
+        *,
+        account: _builtins.bytes = ...,
+        hub: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "hub", b"hub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountProofRequest: _TypeAlias = GetAccountProofRequest  # noqa: Y015
+
+@_typing.final
+class GetAccountProofResponse(_message.Message):
+    """Every proof is under the state root of block's header: the state after the block before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CURRENT_TERM_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def block(self) -> _consensus_pb2.LightBlock: ...
+    @_builtins.property
+    def account(self) -> _ledger_pb2.StateProof: ...
+    @_builtins.property
+    def current_term(self) -> _ledger_pb2.StateProof:
+        """The number of the hub's current term."""
+
+    @_builtins.property
+    def hold(self) -> _ledger_pb2.StateProof:
+        """What that term's allocations may draw on."""
+
+    def __init__(
+        self,
+        *,
+        block: _consensus_pb2.LightBlock | None = ...,
+        account: _ledger_pb2.StateProof | None = ...,
+        current_term: _ledger_pb2.StateProof | None = ...,
+        hold: _ledger_pb2.StateProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "block", b"block", "current_term", b"current_term", "hold", b"hold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "block", b"block", "current_term", b"current_term", "hold", b"hold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountProofResponse: _TypeAlias = GetAccountProofResponse  # noqa: Y015
+
+@_typing.final
+class GetSettlementProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    term: _builtins.int
+    account: _builtins.bytes
+    channel: _builtins.int
+    provider: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        term: _builtins.int = ...,
+        account: _builtins.bytes = ...,
+        channel: _builtins.int = ...,
+        provider: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "channel", b"channel", "hub", b"hub", "provider", b"provider", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettlementProofRequest: _TypeAlias = GetSettlementProofRequest  # noqa: Y015
+
+@_typing.final
+class GetSettlementProofResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def block(self) -> _consensus_pb2.LightBlock: ...
+    @_builtins.property
+    def term(self) -> _ledger_pb2.StateProof:
+        """The term's record: there is none once the term is closed."""
+
+    @_builtins.property
+    def total(self) -> _ledger_pb2.StateProof:
+        """The last settled total of the channel with the provider."""
+
+    def __init__(
+        self,
+        *,
+        block: _consensus_pb2.LightBlock | None = ...,
+        term: _ledger_pb2.StateProof | None = ...,
+        total: _ledger_pb2.StateProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "term", b"term", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "term", b"term", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettlementProofResponse: _TypeAlias = GetSettlementProofResponse  # noqa: Y015

@@ -85,6 +85,21 @@ class MarketServiceStub:
                 request_serializer=iemas_dot_v1_dot_market__service__pb2.ListTranscriptsRequest.SerializeToString,
                 response_deserializer=iemas_dot_v1_dot_market__service__pb2.ListTranscriptsResponse.FromString,
                 _registered_method=True)
+        self.ListLightBlocks = channel.unary_unary(
+                '/iemas.v1.MarketService/ListLightBlocks',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.ListLightBlocksRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.ListLightBlocksResponse.FromString,
+                _registered_method=True)
+        self.GetAccountProof = channel.unary_unary(
+                '/iemas.v1.MarketService/GetAccountProof',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.GetAccountProofRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.GetAccountProofResponse.FromString,
+                _registered_method=True)
+        self.GetSettlementProof = channel.unary_unary(
+                '/iemas.v1.MarketService/GetSettlementProof',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.FromString,
+                _registered_method=True)
 
 
 class MarketServiceServicer:
@@ -157,6 +172,25 @@ class MarketServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLightBlocks(self, request, context):
+        """For light clients, who trust headers, commits and proofs and no node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAccountProof(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSettlementProof(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MarketServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +243,21 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.ListTranscripts,
                     request_deserializer=iemas_dot_v1_dot_market__service__pb2.ListTranscriptsRequest.FromString,
                     response_serializer=iemas_dot_v1_dot_market__service__pb2.ListTranscriptsResponse.SerializeToString,
+            ),
+            'ListLightBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLightBlocks,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.ListLightBlocksRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.ListLightBlocksResponse.SerializeToString,
+            ),
+            'GetAccountProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccountProof,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.GetAccountProofRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.GetAccountProofResponse.SerializeToString,
+            ),
+            'GetSettlementProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSettlementProof,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -482,6 +531,87 @@ class MarketService:
             '/iemas.v1.MarketService/ListTranscripts',
             iemas_dot_v1_dot_market__service__pb2.ListTranscriptsRequest.SerializeToString,
             iemas_dot_v1_dot_market__service__pb2.ListTranscriptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLightBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/ListLightBlocks',
+            iemas_dot_v1_dot_market__service__pb2.ListLightBlocksRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.ListLightBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccountProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/GetAccountProof',
+            iemas_dot_v1_dot_market__service__pb2.GetAccountProofRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.GetAccountProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSettlementProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/GetSettlementProof',
+            iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class MarketServiceStub:
     ListBlocks: _grpc.UnaryStreamMultiCallable[_market_service_pb2.ListBlocksRequest, _market_service_pb2.ListBlocksResponse]
     """Blocks and transcripts, for whoever checks the market's history for themselves."""
     ListTranscripts: _grpc.UnaryStreamMultiCallable[_market_service_pb2.ListTranscriptsRequest, _market_service_pb2.ListTranscriptsResponse]
+    ListLightBlocks: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.ListLightBlocksRequest, _market_service_pb2.ListLightBlocksResponse]
+    """For light clients, who trust headers, commits and proofs and no node."""
+    GetAccountProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetAccountProofRequest, _market_service_pb2.GetAccountProofResponse]
+    GetSettlementProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetSettlementProofRequest, _market_service_pb2.GetSettlementProofResponse]
 
 @_typing.type_check_only
 class MarketServiceAsyncStub(MarketServiceStub):
@@ -71,6 +75,10 @@ class MarketServiceAsyncStub(MarketServiceStub):
     ListBlocks: _aio.UnaryStreamMultiCallable[_market_service_pb2.ListBlocksRequest, _market_service_pb2.ListBlocksResponse]  # type: ignore[assignment]
     """Blocks and transcripts, for whoever checks the market's history for themselves."""
     ListTranscripts: _aio.UnaryStreamMultiCallable[_market_service_pb2.ListTranscriptsRequest, _market_service_pb2.ListTranscriptsResponse]  # type: ignore[assignment]
+    ListLightBlocks: _aio.UnaryUnaryMultiCallable[_market_service_pb2.ListLightBlocksRequest, _market_service_pb2.ListLightBlocksResponse]  # type: ignore[assignment]
+    """For light clients, who trust headers, commits and proofs and no node."""
+    GetAccountProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetAccountProofRequest, _market_service_pb2.GetAccountProofResponse]  # type: ignore[assignment]
+    GetSettlementProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetSettlementProofRequest, _market_service_pb2.GetSettlementProofResponse]  # type: ignore[assignment]
 
 class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
     """On the public listener of every node. Answers are claims of the node unless signed or proven."""
@@ -150,5 +158,27 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _market_service_pb2.ListTranscriptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_market_service_pb2.ListTranscriptsResponse], _abc.AsyncIterator[_market_service_pb2.ListTranscriptsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListLightBlocks(
+        self,
+        request: _market_service_pb2.ListLightBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.ListLightBlocksResponse, _abc.Awaitable[_market_service_pb2.ListLightBlocksResponse]]:
+        """For light clients, who trust headers, commits and proofs and no node."""
+
+    @_abc_1.abstractmethod
+    def GetAccountProof(
+        self,
+        request: _market_service_pb2.GetAccountProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.GetAccountProofResponse, _abc.Awaitable[_market_service_pb2.GetAccountProofResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetSettlementProof(
+        self,
+        request: _market_service_pb2.GetSettlementProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.GetSettlementProofResponse, _abc.Awaitable[_market_service_pb2.GetSettlementProofResponse]]: ...
 
 def add_MarketServiceServicer_to_server(servicer: MarketServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,6 +27,7 @@ from iemas.v1 import (
 from node.clock import get_now_ms
 from node.core import ReceiveTransaction
 from node.driver import Driver
+from node.servicers.light import LightServer
 from node.storage import Storage
 
 SUBMIT_TIMEOUT_S = 20.0
@@ -52,6 +53,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         self._core = driver.core
         self._storage = storage
         self._facts = facts
+        self._light = LightServer(driver, storage)
 
     async def GetMarket(
         self, request: market_service_pb2.GetMarketRequest, context: Any
@@ -203,6 +205,24 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         async for data in self._stream(RecordKind.TRANSCRIPT, after):
             transcript = types_pb2.Envelope.FromString(data)
             yield market_service_pb2.ListTranscriptsResponse(transcript=transcript)
+
+    async def ListLightBlocks(
+        self, request: market_service_pb2.ListLightBlocksRequest, context: Any
+    ) -> market_service_pb2.ListLightBlocksResponse:
+        """Give blocks without their transactions."""
+        return self._light.list_blocks(request.from_height, request.limit)
+
+    async def GetAccountProof(
+        self, request: market_service_pb2.GetAccountProofRequest, context: Any
+    ) -> market_service_pb2.GetAccountProofResponse:
+        """Prove an account's balances, or that it has none."""
+        return await self._light.prove_account(request.account, self._require_hub(request.hub))
+
+    async def GetSettlementProof(
+        self, request: market_service_pb2.GetSettlementProofRequest, context: Any
+    ) -> market_service_pb2.GetSettlementProofResponse:
+        """Prove what of a channel is settled."""
+        return await self._light.prove_settlement(request, self._require_hub(request.hub))
 
     async def _stream(self, kind: RecordKind, first: bytes) -> AsyncIterator[bytes]:
         """Read a table page by page, letting others run between pages."""

@@ -18,7 +18,6 @@ from iemas.core.errors import ProviderFailedError
 from iemas.core.execution import TaskPayload
 from iemas.tls import parse_address
 from node.local_market import BackendAddress, LocalMarket, MarketPlan
-from node.local_market.plan import SEQUENCER
 from node.local_market.probe import get_term
 from tests.market_checks import (
     Turn,
@@ -217,7 +216,7 @@ async def test_killed_nodes_do_not_end_the_market(market: LocalMarket, turns: He
         assert caught.value.operands["text"].startswith(text)
         await market.start_node(winner.name)
         await market._wait_open()
-        term = await get_term(parse_address(market.nodes[SEQUENCER].address))
+        term = await get_term(parse_address(market.bootstrap[0]))
         await market.kill_node(market.find_node(term.auctioneer).name)
         completion = await client.chat.completions.create(messages=question, max_tokens=4)
         assert completion.market.auctioneer != term.auctioneer.hex()

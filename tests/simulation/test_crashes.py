@@ -58,8 +58,8 @@ def test_settlement_that_a_later_transaction_overtook_is_sent_anew_at_once() -> 
                         TransferFunds(AccountId(receiver), 1),
                     )
                 )
-                sequencer = market.nodes["observer"]
-                market.clock.call_later(0, lambda: sequencer.step(ReceiveTransaction(later)))
+                observer = market.nodes["observer"]
+                market.clock.call_later(0, lambda: observer.step(ReceiveTransaction(later)))
             if transaction.hash == overtaken[0][0]:
                 return
         send(sender, receiver, message)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from benchmarks import ledger_apply
 from benchmarks.clearing import draw_affine, make_dense, make_sparse, measure
 
 KEYS = [
@@ -30,3 +31,10 @@ def test_clearing_measures_dense_and_sparse_markets() -> None:
         assert set(KEYS) <= set(figures)
         assert (figures["tasks"], figures["providers"], figures["slots"]) == (30, 20, 2)
         assert min(float(str(figures[key])) for key in KEYS if key.endswith("_ms")) > 0
+
+
+def test_ledger_apply_splits_what_a_block_takes() -> None:
+    figures = ledger_apply.measure(totals=6, providers=2, others=3, repeats=1)
+    assert (figures["totals"], figures["accounts"]) == (6, 6 + 2 + 3 + 3)
+    parts = ("check_tx", "cold", "apply", "copy", "rules", "invariants", "root", "empty")
+    assert all(float(str(figures[f"{part}_ms"])) >= 0 for part in parts)

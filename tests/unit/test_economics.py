@@ -1,16 +1,18 @@
 """The study of incentives measures what it says, and finds what theory says where that is exact."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
 from auctioneer.mechanism import clear, compute_rates
-from benchmarks.economics.book import Book, compute_prices, compute_profit
+from benchmarks.economics.book import Attempt, Book, compute_prices, compute_profit
 from benchmarks.economics.equilibrium import find_equilibrium
 from benchmarks.economics.lies import PRICE_GROUPS, PROVIDER_LIES, REQUESTER_LIES
 from benchmarks.economics.markets import DRAWN, draw_affine
-from benchmarks.economics.remedies import REINSERTION, measure_remedies, split_by_reinsertion
 from benchmarks.economics.search import Truthful, search_providers, search_requesters
-from benchmarks.economics.shills import measure_accomplices
+from benchmarks.economics.sharing import BY_WELFARE, clear_both, measure_sharing
+from benchmarks.economics.shills import measure_accomplices, measure_crowds
 from benchmarks.economics.splits import measure_split_providers
 from benchmarks.economics.world import FINE, foresee
 from iemas.core.params import CLEARING_MODES
@@ -130,30 +132,43 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert (search_providers(first) == search_providers(second)).all()
 
 
-def test_an_accomplice_gains_nothing_in_client_mode_nor_if_bonuses_are_shared_by_reinsertion() -> (
-    None
-):
-    market = play("idle")
-    found = [*measure_accomplices(market), *measure_remedies(market)]
+def get_gains(attempts: Iterable[Attempt], scheme: str) -> dict[str, list[float]]:
     gains: dict[str, list[float]] = {}
-    for attempt in found:
-        if attempt.scheme == "accomplice":
+    for attempt in attempts:
+        if attempt.scheme == scheme:
             gains.setdefault(attempt.rule, []).append(attempt.gain)
-    assert max(gains["client"]) == max(gains[REINSERTION]) == 0
+    return gains
+
+
+def test_an_accomplice_that_only_its_provider_can_serve_gains_where_bonuses_go_by_welfare() -> None:
+    market = play("idle")
+    gains = get_gains(measure_accomplices(market), "accomplice")
+    assert max(gains["client"]) == max(gains["provider"]) == 0
+    assert min(gains["threshold"]) > FINE
     # Whoever funded the deficit would pay it all.
     assert max(gains["vcg"]) > 1000 * market.cleared.own.sum()
+    compared = get_gains(measure_sharing(market), "accomplice")
+    assert max(compared["provider"]) == 0
+    assert min(compared[BY_WELFARE]) > FINE
 
 
-def test_reinsertion_shares_out_the_bonus_between_slot_price_and_welfare() -> None:
+def test_a_crowd_that_could_be_served_elsewhere_gains_nothing_in_client_mode_alone() -> None:
+    gains = get_gains(measure_crowds(play("idle")), "crowd")
+    assert max(gains["client"]) == 0
+    assert max(gains["provider"]) > FINE
+    assert max(gains["threshold"]) > FINE
+
+
+def test_both_ways_to_share_a_bonus_give_the_provider_all_of_it() -> None:
     for seed in range(5):
         market = play("congested", seed=seed)
-        cleared, slots = market.cleared, market.world.slots
-        surcharges = split_by_reinsertion(market.pairs.welfare, slots, cleared)
-        for provider in range(len(slots)):
+        cleared = clear_both(market.pairs.welfare, market.world.slots)
+        for provider, bonus in enumerate(cleared.bonuses.tolist()):
             tasks = cleared.get_tasks(provider)
-            assert surcharges[tasks].sum() == cleared.bonuses[provider]
-            assert (surcharges[tasks] >= cleared.slot_prices[provider]).all()
-            assert (surcharges[tasks] <= cleared.own[tasks]).all()
+            for rule in ("provider", BY_WELFARE):
+                surcharges = cleared.surcharges[rule][tasks]
+                assert surcharges.sum() == bonus
+                assert (surcharges <= cleared.own[tasks]).all()
 
 
 def test_a_split_provider_gains_nothing_in_provider_mode() -> None:

@@ -104,6 +104,21 @@ def apply_settle(state: LedgerState, account: AccountId, body: Settle) -> Transa
     return TransactionResult(code, format_failures(failures))
 
 
+def verify_settlement_signatures(state: LedgerState, body: Settle) -> bool:
+    """Tell whether all signatures of a settlement hold; what is found is remembered.
+
+    An entry of an unknown term is not looked at: the block will refuse it without.
+    """
+    checked = []
+    for entry in body.entries:
+        total = entry.total.message
+        term = state.terms.get(TermKey(total.hub, total.term))
+        if term is not None:
+            checked.append(is_signed_by(entry.allocation, term.auctioneer, state))
+            checked.append(is_signed_by(entry.total, total.account, state))
+    return all(checked)
+
+
 def apply_settlement_entry(
     state: LedgerState, provider: AccountId, entry: SettlementEntry
 ) -> ResultCode:

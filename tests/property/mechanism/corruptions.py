@@ -24,6 +24,7 @@ from auctioneer.mechanism.errors import (
     WrongSurchargeError,
     WrongWelfareError,
 )
+from iemas.core.errors import InternalError
 from tests.property.mechanism.duals import (
     draw_tight_predecessors,
     expect_refusal,
@@ -69,8 +70,12 @@ class Case:
         return self.mend(self.change(assignment=assignment, welfare_micros=total))
 
     def mend(self, clearing: Clearing) -> Clearing:
-        """Charge what the mode's rule gives for a changed matching, price or bonus."""
-        surcharges = split_every_way(self.welfare, clearing)[clearing.mode]
+        """Charge what the mode's rule gives for a changed matching, price or bonus, if anything."""
+        try:
+            surcharges = split_every_way(self.welfare, self.slots, clearing)[clearing.mode]
+        except (InternalError, ValueError):
+            # There are no fallbacks from a matching that is not optimal, or over capacity.
+            return clearing
         return dataclasses.replace(clearing, surcharges=surcharges)
 
     def judge(self, assignment: IntArray) -> Iterator[Corruption]:
@@ -216,7 +221,7 @@ def move_shares_between_tasks(case: Case) -> Iterator[Corruption]:
 
 def name_another_mode(case: Case) -> Iterator[Corruption]:
     yield case.change(mode=case.honest.mode.upper()), UnknownModeError
-    for mode, surcharges in split_every_way(case.welfare, case.honest).items():
+    for mode, surcharges in split_every_way(case.welfare, case.slots, case.honest).items():
         if surcharges.tolist() != case.honest.surcharges.tolist():
             yield case.change(mode=mode), WrongSurchargeError
 

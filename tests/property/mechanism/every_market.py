@@ -47,7 +47,7 @@ class EveryMarket:
             assignment[index] = clearing.assignment
             slot_prices[index] = clearing.slot_prices
             bonuses[index] = clearing.vcg_bonuses
-            for mode, split in split_every_way(welfare, clearing).items():
+            for mode, split in split_every_way(welfare, slots, clearing).items():
                 surcharges[mode][index] = split
         return cls(
             n_tasks,

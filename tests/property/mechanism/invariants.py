@@ -4,7 +4,10 @@ import numpy as np
 
 from auctioneer.mechanism import Clearing
 from auctioneer.mechanism.arrays import IntArray
+from auctioneer.mechanism.bonuses import compute_vcg_bonuses
+from auctioneer.mechanism.gains import read_market
 from auctioneer.mechanism.modes import compute_surcharges
+from auctioneer.mechanism.residual import build_residual
 from iemas.core.params import CLEARING_MODES
 
 
@@ -16,12 +19,19 @@ def get_own_gains(welfare: IntArray, assignment: IntArray) -> IntArray:
     return own
 
 
-def split_every_way(welfare: IntArray, clearing: Clearing) -> dict[str, IntArray]:
+def split_every_way(welfare: IntArray, slots: IntArray, clearing: Clearing) -> dict[str, IntArray]:
     """The surcharges of this clearing's matching in every mode."""
-    own = get_own_gains(welfare, clearing.assignment)
+    gains = read_market(welfare, slots)
+    residual = build_residual(gains, slots, clearing.assignment)
+    _, fallbacks = compute_vcg_bonuses(gains, clearing.assignment, residual)
     return {
         mode: compute_surcharges(
-            mode, clearing.assignment, own, clearing.slot_prices, clearing.vcg_bonuses
+            mode,
+            clearing.assignment,
+            welfare=get_own_gains(welfare, clearing.assignment),
+            slot_prices=clearing.slot_prices,
+            bonuses=clearing.vcg_bonuses,
+            fallbacks=fallbacks,
         )
         for mode in CLEARING_MODES
     }
@@ -43,7 +53,7 @@ def check_invariants(welfare: IntArray, slots: IntArray, clearing: Clearing) -> 
     assert (least <= bonuses).all()
     assert (bonuses <= surplus).all()
     assert clearing.vcg_deficit_micros == (bonuses - least).sum() >= 0
-    splits = split_every_way(welfare, clearing)
+    splits = split_every_way(welfare, slots, clearing)
     assert splits[clearing.mode].tolist() == clearing.surcharges.tolist()
     received = {}
     for mode, surcharges in splits.items():
@@ -56,9 +66,10 @@ def check_invariants(welfare: IntArray, slots: IntArray, clearing: Clearing) -> 
         assert (received[mode] <= bonuses).all()
     assert received["client"].tolist() == least.tolist()
     assert received["provider"].tolist() == bonuses.tolist()
-    # In these modes no task pays less than VCG asks of it: what bounds the gain of its lies.
+    # In no mode does a task pay less than VCG asks of it: what bounds the gain of its lies.
     assert splits["client"][matched].tolist() == prices[at].tolist()
-    assert (splits["threshold"][matched] >= prices[at]).all()
+    for mode in ("provider", "threshold"):
+        assert (splits[mode][matched] >= prices[at]).all()
 
 
 def sum_by(at: IntArray, values: IntArray, count: int) -> IntArray:

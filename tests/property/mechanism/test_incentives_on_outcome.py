@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.economics.deals import LATENESS
-from benchmarks.economics.outcomes import TRACE, load_lengths, run
+from benchmarks.economics.outcomes.deals import LATENESS
+from benchmarks.economics.outcomes.run import run
+from benchmarks.economics.outcomes.samples import TRACE, load_lengths
 from iemas.core.types import PPM
 
 Rows = list[dict[str, Any]]

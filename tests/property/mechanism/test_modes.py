@@ -5,21 +5,21 @@ from itertools import accumulate
 
 import numpy as np
 
-from auctioneer.mechanism.modes import share_client, share_provider, share_threshold
-
-Group = tuple[list[int], int, int]
+from auctioneer.mechanism.modes import Group, share_client, share_provider, share_threshold
 
 
 def draw_groups(count: int, seed: int) -> Iterator[Group]:
-    """Welfare of a provider's tasks, its slot price and bonus: n·π ≤ bonus ≤ S and π ≤ w."""
+    """Groups with n·π ≤ bonus ≤ S, π ≤ w, v ≤ w − π and S − bonus ≤ V."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         top = int(rng.choice([1, 3, 30, 10**6, 2**45]))
         welfare = rng.integers(1, top + 1, int(rng.integers(1, 9))).tolist()
         price = int(rng.integers(0, min(welfare) + 1))
+        fallbacks = [int(rng.integers(0, own - price + 1)) for own in welfare]
         # The ends of its range are where nothing is cut, and where most is.
-        least, most = len(welfare) * price, sum(welfare)
-        yield welfare, price, int(rng.choice([least, most, rng.integers(least, most + 1)]))
+        least, most = sum(welfare) - sum(fallbacks), sum(welfare)
+        bonus = int(rng.choice([least, most, rng.integers(least, most + 1)]))
+        yield Group(price, bonus, welfare, fallbacks)
 
 
 def find_least_cut(gains: list[int], available: int) -> int:
@@ -35,28 +35,31 @@ def find_least_cut(gains: list[int], available: int) -> int:
 
 
 def test_client_takes_the_slot_price() -> None:
-    for welfare, price, bonus in draw_groups(1000, seed=25):
-        assert share_client(welfare, price, bonus) == [price] * len(welfare)
+    for group in draw_groups(1000, seed=25):
+        assert share_client(group) == [group.slot_price] * len(group.welfare)
 
 
-def test_provider_shares_the_bonus_to_less_than_one() -> None:
-    for welfare, price, bonus in draw_groups(3000, seed=26):
-        shares = share_provider(welfare, price, bonus)
-        total = sum(welfare)
-        assert sum(shares) == bonus
-        sums = accumulate(welfare)
-        assert list(accumulate(shares)) == [bonus * part // total for part in sums]
-        for own, share in zip(welfare, shares, strict=True):
-            assert 0 <= share <= own
-            assert abs(share * total - bonus * own) < total
+def test_provider_leaves_each_task_its_part_of_the_fallbacks() -> None:
+    for group in draw_groups(3000, seed=26):
+        surcharges = share_provider(group)
+        kept = [own - share for own, share in zip(group.welfare, surcharges, strict=True)]
+        total, available = sum(group.fallbacks), sum(group.welfare) - group.bonus
+        assert sum(surcharges) == group.bonus
+        sums = accumulate(group.fallbacks)
+        assert list(accumulate(kept)) == [available * part // max(total, 1) for part in sums]
+        for gain, fallback in zip(kept, group.fallbacks, strict=True):
+            assert 0 <= gain <= fallback
+            assert abs(gain * total - available * fallback) < max(total, 1)
+        assert all(share >= group.slot_price for share in surcharges)
 
 
 def test_threshold_cuts_every_vcg_gain_by_the_least_common_cut() -> None:
     """Nobody is cut by more than c, so by no lie does anybody gain more than c."""
     cut_short = given_back = 0
-    for welfare, price, bonus in draw_groups(3000, seed=27):
+    for group in draw_groups(3000, seed=27):
+        welfare, price, bonus = group.welfare, group.slot_price, group.bonus
         gains = [own - price for own in welfare]
-        surcharges = share_threshold(welfare, price, bonus)
+        surcharges = share_threshold(group)
         kept = [own - share for own, share in zip(welfare, surcharges, strict=True)]
         cut = find_least_cut([*gains, bonus], sum(welfare))
         # The provider bears its cut in full; what the last unit takes too much goes to tasks.

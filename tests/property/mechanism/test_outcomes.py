@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from auctioneer.mechanism.valuation import compute_rates, compute_valuation
-from benchmarks.economics.deals import draw_seller, make_bid, offer
+from benchmarks.economics.outcomes.deals import draw_seller, make_bid, offer
 from iemas.core.auction import N_SCENARIOS, Bid, ProviderQos, Scenario
 from iemas.core.settlement import Delivery, compute_amount_micros, compute_worst_case_micros
 from iemas.core.types import PPM, FinishReason, Lateness, Prices

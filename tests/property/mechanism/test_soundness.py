@@ -84,7 +84,7 @@ def test_whatever_passes_is_optimal_and_priced_right(case: tuple[Market, Clearin
     assert claim.welfare_micros == whole
     assert claim.slot_prices.tolist() == (optima.with_slot[0] - whole).tolist()
     assert claim.vcg_bonuses.tolist() == (whole - optima.without_provider[0]).tolist()
-    expected = split_every_way(welfare, claim)[claim.mode]
+    expected = split_every_way(welfare, slots, claim)[claim.mode]
     assert claim.surcharges.tolist() == expected.tolist()
 
 

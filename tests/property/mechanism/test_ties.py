@@ -52,13 +52,20 @@ def make_clearing(welfare: IntArray, slots: IntArray, assignment: IntArray, mode
     gains = read_market(welfare, slots)
     residual = build_residual(gains, slots, assignment)
     prices, predecessors = compute_slot_prices(gains, assignment, residual)
-    bonuses = compute_vcg_bonuses(gains, assignment, residual)
+    bonuses, fallbacks = compute_vcg_bonuses(gains, assignment, residual)
     # Of the two ways to compute bonuses, a market as small as these takes the other one.
     greatest, exits = compute_greatest_prices(residual)
     batch = ReinsertionBatch(gains, residual, greatest, exits, np.arange(len(slots)))
     assert batch.run().tolist() == bonuses.tolist()
     own = get_own_gains(welfare, assignment)
-    surcharges = compute_surcharges(mode, assignment, own, prices, bonuses)
+    surcharges = compute_surcharges(
+        mode,
+        assignment,
+        welfare=own,
+        slot_prices=prices,
+        bonuses=bonuses,
+        fallbacks=fallbacks,
+    )
     certificate = Certificate(predecessors)
     return Clearing(
         assignment, int(own.sum()), prices, bonuses, surcharges, mode, certificate=certificate

@@ -19,6 +19,7 @@ from auctioneer.mechanism.errors import (
     ComplementarySlacknessError,
     PriceNotLeastError,
     WrongBonusError,
+    WrongSurchargeError,
     WrongWelfareError,
 )
 from auctioneer.outcomes import derive_outcomes
@@ -163,6 +164,11 @@ def drop_predecessors(bench: RoundBench) -> Signed[Transcript]:
 def raise_bonus(bench: RoundBench) -> Signed[Transcript]:
     bonuses = get_transcript(bench).clearing.vcg_bonuses_micros
     return change_clearing(bench, vcg_bonuses_micros=(bonuses[0] + 1, *bonuses[1:]))
+
+
+def overcharge(bench: RoundBench) -> Signed[Transcript]:
+    surcharges = get_transcript(bench).clearing.surcharges_micros
+    return change_clearing(bench, surcharges_micros=(surcharges[0] + 1, *surcharges[1:]))
 
 
 def leave_bonuses_out(bench: RoundBench) -> Signed[Transcript]:
@@ -383,6 +389,7 @@ def test_a_corruption_is_refused_by_name(
         (lower_price, ComplementarySlacknessError),
         (drop_predecessors, PriceNotLeastError),
         (raise_bonus, WrongBonusError),
+        (overcharge, WrongSurchargeError),
     ],
 )
 def test_a_wrong_clearing_is_refused_by_the_mechanism(
@@ -502,6 +509,7 @@ def drop_bid_as_unfunded_and_clear_nothing(bench: RoundBench) -> Signed[Transcri
         slot_prices_micros=(0,) * n,
         predecessor_tasks=(-1,) * n,
         vcg_bonuses_micros=(0,) * n,
+        surcharges_micros=(),
     )
     tasks = (replace(old.tasks[0], dropped=UnmatchedReason.UNFUNDED),)
     return bench.forge(tasks=tasks, clearing=clearing)

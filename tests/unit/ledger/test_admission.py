@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
 from iemas.core.types import HubId
 from iemas.ledger.transaction import (
+    Evidence,
     FundEscrow,
     PostAsk,
     ResultCode,
     Transaction,
+    TransactionBody,
     TransactionResult,
     TransferFunds,
 )
+from iemas.ledger.transition import RULES
 from iemas.testing.chain import PRICES, LedgerChain
 
 
 def apply_one(chain: LedgerChain, signed: Signed[Transaction]) -> TransactionResult:
     return chain.apply([signed]).results[0]
+
+
+def test_every_kind_of_transaction_has_its_rule() -> None:
+    assert {*RULES, Evidence} == set(get_args(TransactionBody))
 
 
 def break_signature(signed: Signed[Transaction]) -> Signed[Transaction]:

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 
+from iemas.core import identity
 from iemas.core.encoding import encode_canonical
 from iemas.core.envelope import Signed
 from iemas.core.errors import InternalError, InvalidBlockError, LocalProtocolError
+from iemas.core.identity import forget_verdicts
 from iemas.core.merkle import verify_inclusion
+from iemas.core.types import ChannelId
 from iemas.ledger.application import (
     APPLIED_WINDOW_BLOCKS,
     MAX_BLOCK_TRANSACTIONS,
     LedgerApplication,
 )
 from iemas.ledger.header import Block
-from iemas.ledger.transaction import FundEscrow, ResultCode, TransferFunds
+from iemas.ledger.transaction import FundEscrow, ResultCode, Settle, TransferFunds
 from iemas.testing.chain import LedgerChain, accept_transcript
 
 
@@ -27,6 +30,19 @@ def refuse_block(chain: LedgerChain, block: Block) -> str:
         chain.app.finalize_block(block)
     assert chain.state.compute_root() == root
     return str(caught.value)
+
+
+def test_check_tx_checks_the_signatures_that_a_block_will_need(chain: LedgerChain) -> None:
+    forget_verdicts()
+    entries = tuple(
+        chain.make_entry("alice", "node-1", 0, 5, channel=ChannelId(n)) for n in range(3)
+    )
+    settle = chain.make_transaction("node-1", Settle(entries))
+    assert chain.app.check_tx(settle).code is ResultCode.OK
+    misses = identity._verify_remembered.cache_info().misses
+    assert misses >= 2 * len(entries)
+    chain.apply([settle])
+    assert identity._verify_remembered.cache_info().misses == misses
 
 
 def test_info_tells_height_and_root(chain: LedgerChain) -> None:

@@ -173,10 +173,11 @@ def test_the_votes_of_others_are_no_evidence(chain: LedgerChain) -> None:
 
 
 def test_a_vote_before_one_was_a_validator_is_no_evidence(chain: LedgerChain) -> None:
-    chain.submit("bob", Stake(400))  # in block 2: a validator from block 3 on
+    chain.submit("bob", Stake(400))  # in block 2: a validator from block 4 on
     chain.apply()
-    assert chain.submit("alice", chain.make_double_vote("bob", 2)).code is ResultCode.NOT_VALIDATOR
-    assert chain.submit("alice", chain.make_double_vote("bob", 3)).code is ResultCode.OK
+    chain.apply()
+    assert chain.submit("alice", chain.make_double_vote("bob", 3)).code is ResultCode.NOT_VALIDATOR
+    assert chain.submit("alice", chain.make_double_vote("bob", 4)).code is ResultCode.OK
 
 
 def test_evidence_expires(chain: LedgerChain) -> None:

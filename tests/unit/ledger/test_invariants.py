@@ -7,9 +7,26 @@ from dataclasses import replace
 import pytest
 
 from iemas.core.errors import InternalError
+from iemas.core.types import Hash
 from iemas.ledger.invariants import check_invariants
-from iemas.ledger.records import Balance, HoldKey, HoldRecord
-from iemas.ledger.transfer import AccountKind
+from iemas.ledger.records import (
+    Balance,
+    CommitmentKey,
+    CommitmentRecord,
+    Duty,
+    HoldKey,
+    HoldRecord,
+    JailRecord,
+    UnbondingKey,
+    ValidatorKey,
+)
+from iemas.ledger.transfer import (
+    AccountKind,
+    LedgerAccount,
+    Transfer,
+    TransferReason,
+    get_available,
+)
 from iemas.testing.chain import LedgerChain
 
 
@@ -50,6 +67,53 @@ def test_a_hold_out_of_its_bounds_is_caught(chain: LedgerChain, hold: HoldRecord
     state = chain.state.copy()
     state.holds[HoldKey(chain.hub, 0, chain.get_id("alice"))] = hold
     with pytest.raises(InternalError):
+        check_invariants(state)
+
+
+def test_stake_without_a_validator_is_caught(chain: LedgerChain) -> None:
+    state = chain.state.copy()
+    del state.validators[ValidatorKey(chain.hub, chain.get_node("node-1"))]
+    with pytest.raises(InternalError, match="not those with stake"):
+        check_invariants(state)
+
+
+def test_a_hub_without_a_live_validator_is_caught(chain: LedgerChain) -> None:
+    state = chain.state.copy()
+    for key, record in state.validators.items():
+        state.validators[key] = replace(record, duty=Duty.ABSENT)
+    with pytest.raises(InternalError, match="no live validator"):
+        check_invariants(state)
+
+
+def test_that_nobody_votes_is_caught(chain: LedgerChain) -> None:
+    state = chain.state.copy()
+    state.jails = {key.node: JailRecord(None) for key in state.validators}
+    with pytest.raises(InternalError, match="nobody votes"):
+        check_invariants(state)
+
+
+@pytest.mark.parametrize("kind", [AccountKind.UNBONDING, AccountKind.PENDING])
+def test_money_without_its_entries_is_caught(chain: LedgerChain, kind: AccountKind) -> None:
+    state, alice = chain.state.copy(), chain.get_id("alice")
+    state.post(
+        Transfer(get_available(alice), LedgerAccount(kind, alice), 5, TransferReason.TRANSFER)
+    )
+    with pytest.raises(InternalError, match="sum of their entries"):
+        check_invariants(state)
+
+
+def test_entries_without_their_money_are_caught(chain: LedgerChain) -> None:
+    state = chain.state.copy()
+    state.unbonding[UnbondingKey(1, chain.get_id("alice"))] = 5
+    with pytest.raises(InternalError, match="sum of their entries"):
+        check_invariants(state)
+
+
+def test_a_bond_that_no_deposit_covers_is_caught(chain: LedgerChain) -> None:
+    state = chain.state.copy()
+    key = CommitmentKey(chain.hub, 1, chain.get_node("alice"))
+    state.commitments[key] = CommitmentRecord(Hash(bytes(32)), 5)
+    with pytest.raises(InternalError, match="does not cover its bonds"):
         check_invariants(state)
 
 

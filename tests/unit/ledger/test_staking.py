@@ -143,10 +143,11 @@ def test_only_so_many_parts_unbond_at_once(chain: LedgerChain) -> None:
 
 def test_the_validators_of_past_heights_are_remembered(chain: LedgerChain) -> None:
     before = chain.state.get_consensus_validators()
-    chain.submit("alice", Stake(LEAST))  # in block 1: votes on block 2
+    chain.submit("alice", Stake(LEAST))  # in block 1: votes on block 3
     chain.apply()
     assert chain.state.get_consensus_validators_at(1) == before
-    assert chain.state.get_consensus_validators_at(2) == chain.state.get_consensus_validators()
+    assert chain.state.get_consensus_validators_at(2) == before
+    assert chain.state.get_consensus_validators_at(3) == chain.state.get_consensus_validators()
 
 
 def test_validators_beyond_the_evidence_window_are_forgotten(chain: LedgerChain) -> None:
@@ -154,7 +155,7 @@ def test_validators_beyond_the_evidence_window_are_forgotten(chain: LedgerChain)
     for _ in range(3):
         chain.apply(after_ms=PARAMS.evidence_window_ms)
     assert chain.state.get_consensus_validators_at(1) == ()
-    assert list(chain.state.validator_sets) == [2]
+    assert list(chain.state.validator_sets) == [3]
     assert len(chain.state.checkpoints) <= 2
 
 

@@ -142,7 +142,6 @@ DOORS = pytest.mark.parametrize("door", [clear, verify_honest, decode_honest])
     "welfare",
     [
         WELFARE.astype(np.float64),
-        np.asmatrix(WELFARE),
         np.ma.MaskedArray(WELFARE),
         WELFARE.astype(np.float32),
         np.array([[1.0, np.nan]]),
@@ -269,6 +268,8 @@ def test_a_clearing_travels_unchanged() -> None:
         ("vcg_bonuses_micros", (500,)),
         ("vcg_bonuses_micros", (500, -1)),
         ("vcg_bonuses_micros", (500, MAX_TOTAL_MICROS + 1)),
+        ("surcharges_micros", (500, 350)),
+        ("surcharges_micros", (500, 350, -1)),
         ("predecessor_tasks", (2, 3)),
         ("predecessor_tasks", (2, 2, 2)),
     ],

@@ -13,6 +13,7 @@ import pytest
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.engine import TendermintEngine
+from iemas.consensus.messages import VoteNotice
 from iemas.core.auction import (
     Bid,
     CloseNotice,
@@ -35,6 +36,7 @@ from iemas.core.gossip import Probe, ReportPush, SignedReport
 from iemas.core.ready import Ready, RecordKind
 from iemas.core.report import CapabilityReport
 from iemas.core.types import HashAlgorithm
+from iemas.core.vote import VoteKind
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import TransferFunds
 from iemas.testing.builders import ASK, BLOCK_SIZE, Bidder, Buyer, make_capability, make_stamp
@@ -307,6 +309,23 @@ def test_who_answers_nothing_is_voted_absent() -> None:
     nodes.now_ms += 6_000
     nodes.pass_time(10_000)
     assert not nodes.cores["node-1"].state.is_live(HUB, silent.node_id)
+
+
+def test_who_votes_twice_is_reported_and_slashed() -> None:
+    nodes = Nodes(("node-1", "node-2", "node-3", "node-4"))
+    nodes.join()
+    nodes.pass_time(1_000)
+    liar, height = nodes.chain.get_node("node-2"), nodes.cores["node-1"].state.height + 1
+    votes = tuple(
+        nodes.chain.make_vote("node-2", height, value, kind=VoteKind.PRECOMMIT)
+        for value in (None, bytes(32))
+    )
+    before = nodes.cores["node-1"].state.get_stake_micros(liar)
+    nodes.send("node-2", "node-1", VoteNotice(votes))
+    nodes.pass_time(10_000)
+    for core in nodes.cores.values():
+        assert core.state.get_stake_micros(liar) < before
+        assert core.state.is_jailed(liar)
 
 
 # --- requests that raise -------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""What waits for a block. Source: docs/spec/engine.md E10 to E13."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from iemas.consensus import mempool as pools
+from iemas.consensus.mempool import Dropped, Mempool
+from iemas.core.envelope import Signed
+from iemas.ledger.transaction import FundEscrow, Transaction, TransferFunds
+from iemas.testing.chain import LedgerChain
+
+
+class Pool:
+    """A mempool and the ledger behind it."""
+
+    def __init__(self) -> None:
+        self.chain = LedgerChain()
+        self.mempool = Mempool(self.chain.app)
+
+    def fund(self, amount: int = 1, *, by: str = "alice", nonce: int | None = None) -> Any:
+        body = FundEscrow(self.chain.hub, amount)
+        return self.chain.make_transaction(by, body, nonce=nonce)
+
+    def add(
+        self, transaction: Signed[Transaction], *, now_ms: int = 0, is_origin: bool = True
+    ) -> str | None:
+        dropped = self.mempool.add(transaction, now_ms=now_ms, is_origin=is_origin)
+        return None if dropped is None else dropped.reason
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+def test_what_waits_is_proposed_in_order_of_arrival(pool: Pool) -> None:
+    transactions = (pool.fund(2), pool.fund(1, by="bob"))
+    for transaction in transactions:
+        assert pool.add(transaction) is None
+    assert pool.mempool.get_proposable() == transactions
+
+
+def test_a_transaction_waits_once(pool: Pool) -> None:
+    transaction = pool.fund()
+    assert pool.add(transaction) is None
+    assert pool.add(transaction) is None
+    assert len(pool.mempool) == 1
+
+
+def test_it_is_bounded_in_number(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MAX_TRANSACTIONS", 2)
+    reasons = [pool.add(pool.fund()) for _ in range(3)]
+    assert reasons == [None, None, pools.FULL]
+
+
+def test_it_is_bounded_in_bytes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pool.fund()
+    monkeypatch.setattr(pools, "MAX_BYTES", len(first.envelope.payload))
+    assert [pool.add(first), pool.add(pool.fund())] == [None, pools.FULL]
+    pool.mempool.forget([first.hash])
+    assert pool.add(pool.fund()) is None
+
+
+def test_strangers_cannot_fill_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MAX_OF_UNKNOWN_ACCOUNTS", 1)
+    reasons = [pool.add(pool.fund(by=name)) for name in ("x", "y")]
+    assert reasons == [None, "UNKNOWN_ACCOUNT"]
+    assert pool.add(pool.fund()) is None
+
+
+def test_an_unknown_account_waits_until_it_is_credited(pool: Pool) -> None:
+    transaction = pool.fund(by="carol")
+    pool.add(transaction)
+    assert not pool.mempool.has_proposable
+    assert pool.mempool.get_proposable() == ()
+    pool.chain.submit("alice", TransferFunds(pool.chain.get_id("carol"), 5))
+    assert pool.mempool.recheck() == ()
+    assert pool.mempool.get_proposable() == (transaction,)
+
+
+def test_what_a_later_nonce_overtook_is_dropped(pool: Pool) -> None:
+    early, late = pool.fund(nonce=1), pool.fund(nonce=2)
+    pool.add(early)
+    pool.add(late)
+    pool.chain.apply([late])
+    assert pool.mempool.recheck() == (Dropped(early, "NONCE_TOO_LOW"),)
+    assert len(pool.mempool) == 0
+
+
+def test_only_its_origin_sends_a_transaction_again(pool: Pool) -> None:
+    own, other = pool.fund(), pool.fund()
+    pool.add(own)
+    pool.add(other, is_origin=False)
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS - 1) == ((), ())
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS) == ((own,), ())
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS + 1) == ((), ())
+
+
+def test_everybody_gives_up_after_a_while(pool: Pool) -> None:
+    own, other = pool.fund(), pool.fund()
+    pool.add(own)
+    pool.add(other, is_origin=False)
+    again, dropped = pool.mempool.take_due(now_ms=pools.TIMEOUT_MS)
+    assert again == ()
+    assert {one.transaction for one in dropped} == {own, other}
+    assert {one.reason for one in dropped} == {pools.TIMED_OUT}
+    assert len(pool.mempool) == 0
+
+
+def test_waiting_nonces_are_known(pool: Pool) -> None:
+    pool.add(pool.fund(nonce=5))
+    assert pool.mempool.get_last_nonce(pool.chain.get_id("alice")) == 5
+    assert pool.mempool.get_last_nonce(pool.chain.get_id("bob")) == 0
