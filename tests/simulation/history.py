@@ -60,6 +60,14 @@ class History:
         """The last height that anyone honest has decided."""
         return self.chain.height
 
+    def is_spare(self, node: NodeId) -> bool:
+        """Tell whether the market can do without a node: it has less than a third of the power.
+
+        Also at the heights to come, whose validators are known already.
+        """
+        sets = [self.state.get_consensus_validators_at(self.height + ahead) for ahead in (1, 2)]
+        return all(3 * dict(powers).get(node, 0) < sum(dict(powers).values()) for powers in sets)
+
     def apply(self, committed: CommittedBlock) -> AppliedBlock:
         """Take in the next block."""
         applied = self.chain.apply(committed)

@@ -65,9 +65,6 @@ class World(Protocol):
     def detach(self, host: Host) -> None:
         """Disconnect a machine whose process died."""
 
-    def is_at_peace(self) -> bool:
-        """Tell whether the time of faults is over."""
-
 
 class Host:
     """A machine. Subclasses say what its process is."""

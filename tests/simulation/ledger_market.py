@@ -41,8 +41,8 @@ from tests.simulation.watcher import Watcher
 
 RECOVERY_MS = 30_000
 SERVICE_BACK_MS = 2_000
-EVIDENCE_RETRY_MS = 1_000
-MAX_EVIDENCE_AT_ONCE = 3
+EVIDENCE_RETRY_MS = 2_000
+MAX_EVIDENCE_AT_ONCE = 1
 MOST_SKEW_IN_DRILL_MS = 900
 
 
@@ -255,9 +255,6 @@ class LedgerMarket:
 
     # --- the world of its machines ----------------------------------------------------------------
 
-    def is_at_peace(self) -> bool:
-        return self.nemesis.is_over
-
     def attach(self, host: Host) -> None:
         self._receivers.setdefault(host.node_id, []).append(host)
         self.network.attach(host.node_id, lambda *message: self._receive(host.node_id, *message))
@@ -292,6 +289,7 @@ class LedgerMarket:
 
         Raises: BrokenPromiseError.
         """
+        self.nemesis.set_clocks()
         for host in [*self.nodes, *self._twins]:
             host.start()
         self.nemesis.begin()
@@ -345,8 +343,7 @@ class LedgerMarket:
         for node in self.nodes:
             node.drift_ppm = 0
             node.skew_ms = max(min(node.skew_ms, MOST_SKEW_IN_DRILL_MS), -MOST_SKEW_IN_DRILL_MS)
-        powers = dict(self.history.state.get_consensus_validators())
-        able = [n for n in self.nodes if 3 * powers.get(n.node_id, 0) < sum(powers.values())]
+        able = [node for node in self.nodes if self.history.is_spare(node.node_id)]
         auctioneer = self.history.state.get_term(HUB).auctioneer
         favourites = [node for node in able if node.node_id == auctioneer]
         dead = self.chance.choice(favourites if self.chance.random() < 0.5 and favourites else able)

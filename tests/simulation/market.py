@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from auctioneer.predictors.linear import LinearPredictor
+from auctioneer.verify import verify_transcript
 from iemas import wire
 from iemas.client._base import Channel, PendingBid, TaskMeter, TermInfo, make_bid_submission
 from iemas.consensus.engine import TendermintEngine
@@ -57,14 +59,18 @@ from iemas.core.types import (
     Prices,
 )
 from iemas.ledger.application import LedgerApplication
+from iemas.ledger.records import TotalKey
+from iemas.ledger.state import LedgerState
 from iemas.testing.backend import EngineConfig, SimulatedEngine, SimulatedRun, SimulatedToken
 from iemas.testing.clock import SimulatedClock
-from iemas.testing.disk import SimulatedDisk
 from iemas.testing.network import NetworkFaults, SimulatedNetwork
 from iemas.testing.sealing import seal_share_with
 from node.core import CacheChanged, NodeCore, NodeInput, ReceiveBid, ReceivePeerMessage, TimePassed
 from node.execution import Execution, ExecutionFrame
 from node.reporting import NodeProfile
+from tests.simulation.history import History
+from tests.simulation.host import Host
+from tests.simulation.watcher import Watcher
 
 START_MS = 1_800_000_000_000
 HUB = HubId("simulated")
@@ -75,46 +81,56 @@ ASK = Prices(200_000, 50_000, 600_000)
 BID_PRICES = Prices(1_000_000, 1_000_000, 3_000_000)
 ESCROW_MICROS = 10_000_000
 STAKE_MICROS = 1_000_000
+JOIN_MS = 1_000
+"""How often a node looks whether it has to introduce itself again."""
 
 
 def make_identity(seed: int, name: str) -> Identity:
     return Identity(compute_hash(b"simulated", seed.to_bytes(8, "big"), name.encode()))
 
 
-class SimulatedNode:
-    """One node's driver: carries out what its core decides."""
+class SimulatedNode(Host):
+    """A machine whose process is a whole node."""
 
     def __init__(self, market: SimulatedMarket, name: str, *, sells: bool) -> None:
-        self.name = name
-        self.identity = make_identity(market.seed, name)
-        self.node_id = self.identity.node_id
-        self.disk = SimulatedDisk()
+        super().__init__(market, name, make_identity(market.seed, name))
         self.sells = sells
-        self.alive = False
         self.core: NodeCore
         self.backend: SimulatedEngine | None = None
         self.answer_to: dict[int, Callable[[Answer], None]] = {}
         self._market = market
-        self.process = 0
         self.servings: list[_SimulatedServing] = []
         self._cache_version = -1
-        self._wake_at_ms = 0
+
+    @property
+    def height(self) -> int:
+        return self.core.engine.height
+
+    @property
+    def state_root(self) -> bytes:
+        return self.core.engine.state_root
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the process: restore from disk, join through another node."""
-        market = self._market
-        self.process += 1
-        self.alive = True
+    def boot(self) -> None:
+        """Restore from disk, join through another node."""
         self.core = self._make_core()
         self._restore()
-        market.network.attach(self.node_id, self._receive)
         self.step(TimePassed())
-        for other in market.nodes.values():
-            if other is not self and other.alive:
-                self._join(other)
-                break
+        self._keep_joined(self.process, 0)
+
+    def _keep_joined(self, process: int, attempt: int) -> None:
+        """Introduce this node, and again whenever no peer answers, as `node.bootstrap` does."""
+        if self.process != process:
+            return
+        membership = self.core.membership
+        others = [other for other in self._market.nodes.values() if other is not self]
+        if all(membership.is_suspected(peer) for peer in membership.get_peers()):
+            alive = [other for other in others if other.alive]
+            if alive:
+                self._join(alive[attempt % len(alive)])
+                attempt += 1
+        self._market.clock.call_later(JOIN_MS, lambda: self._keep_joined(process, attempt))
 
     def _make_core(self) -> NodeCore:
         market, genesis = self._market, self._market.genesis
@@ -155,7 +171,7 @@ class SimulatedNode:
             engine=engine,
             predictor=LinearPredictor(),
             decode_bid=lambda data: wire.decode(Bid, data),
-            incarnation=market.clock.now_ms,
+            incarnation=self.now_ms,
         )
         return core
 
@@ -174,53 +190,49 @@ class SimulatedNode:
     def _join(self, other: SimulatedNode) -> None:
         record = self.core.membership.get_node(self.node_id)
         assert record is not None
-        other.carry_out(other.core.introduce(record.capability, now_ms=self._market.clock.now_ms))
+        capability = record.capability
+
+        def introduce() -> Ready:
+            try:
+                return other.core.introduce(capability, now_ms=other.now_ms)
+            except InvalidInputError:
+                self._market.watcher.count("joins refused")
+                return Ready()
+
+        other.run(introduce)
+        if not (other.alive and self.alive):
+            return
         push = ReportPush(other.core.membership.get_reports())
         self.step(ReceivePeerMessage(other.node_id, push))
 
-    def crash(self) -> None:
-        """Kill the process: all but the disk is lost."""
-        self.alive = False
-        self.process += 1
+    def crash(self, *, kept_bytes: int = 0) -> None:
+        super().crash(kept_bytes=kept_bytes)
         self.answer_to.clear()
         self.servings.clear()
-        self._wake_at_ms = 0
-        self._market.network.detach(self.node_id)
 
     # --- driving ------------------------------------------------------------------------------
 
     def step(self, inp: NodeInput) -> None:
-        self.carry_out(self.core.step(inp, now_ms=self._market.clock.now_ms))
+        """Let the process take an input."""
+        self.run(lambda: self.core.step(inp, now_ms=self.now_ms))
 
-    def carry_out(self, ready: Ready) -> None:
-        self.disk.write(ready.persist)
-        for send in ready.send:
-            self._market.network.send(self.node_id, send.to, send.message)
+    def take(self, sender: NodeId, message: Any) -> Ready:
+        if self.villain is not None:
+            self.villain.hear(message)
+        return self.core.step(ReceivePeerMessage(sender, message), now_ms=self.now_ms)
+
+    def tick(self) -> Ready:
+        return self.core.step(TimePassed(), now_ms=self.now_ms)
+
+    def finish(self, ready: Ready) -> None:
+        """Answer bidders, too."""
+        super().finish(ready)
         for answer in ready.answers:
             deliver = self.answer_to.get(answer.stream)
             if deliver is not None:
                 self._market.later(lambda d=deliver, a=answer: d(a))
-        for event in ready.events:
-            self._market.log.append(
-                (self._market.clock.now_ms, self.name, event.name, dict(event.fields))
-            )
-        if ready.wake_at_ms is not None:
-            self._arm(ready.wake_at_ms)
-
-    def _arm(self, wake_at_ms: int) -> None:
-        process = self.process
-        if self._market.clock.now_ms < self._wake_at_ms <= wake_at_ms:
-            return
-        self._wake_at_ms = wake_at_ms
-
-        def wake() -> None:
-            if self.process == process:
-                self.step(TimePassed())
-
-        self._market.clock.call_at(wake_at_ms, wake)
-
-    def _receive(self, sender: NodeId, message: wire.PeerMessage) -> None:
-        self.step(ReceivePeerMessage(sender, message))
+        now_ms = self._market.clock.now_ms
+        self._market.log += [(now_ms, self.name, e.name, dict(e.fields)) for e in ready.events]
 
     # --- execution ----------------------------------------------------------------------------
 
@@ -228,7 +240,7 @@ class SimulatedNode:
         """Serve a task: the servicer's and the backend's part."""
         now_ms = self._market.clock.now_ms
         try:
-            execution, ready = self.core.begin_task(start, now_ms=now_ms)
+            execution, ready = self.core.begin_task(start, now_ms=self.now_ms)
         except ProviderBusyError as error:
             busy = error.operands["busy"]
             self._market.later(lambda: task.receive_busy(busy))
@@ -238,6 +250,8 @@ class SimulatedNode:
             self._market.later(lambda: task.fail(failure))
             return
         self.carry_out(ready)
+        if not self.alive:
+            return
         assert self.backend is not None
         run = self.backend.submit(start.payload, now_ms=now_ms)
         self.servings.append(_SimulatedServing(self._market, self, execution, run, task))
@@ -287,7 +301,7 @@ class _SimulatedServing:
     def pump(self) -> None:
         """Pass on what the backend has made, as far as the window allows."""
         self._waiting.extend(self._run.take_new())
-        now_ms = self._market.clock.now_ms
+        now_ms = self._node.now_ms
         while self._waiting and not self._execution.blocked:
             token = self._waiting.popleft()
             self._send(self._execution.deliver(token.text, (token.token_id,), now_ms=now_ms))
@@ -295,6 +309,8 @@ class _SimulatedServing:
         if usage is not None and not self._waiting and not self._finished:
             self._finished = True
             self._node.carry_out(self._node.core.release_task(self._execution, now_ms=now_ms))
+            if self._node.process != self._process:
+                return
             self._send(self._execution.finish(usage.finish, cached_tokens=usage.cached_tokens))
 
     def _send(self, frames: tuple[ExecutionFrame, ...]) -> None:
@@ -305,11 +321,13 @@ class _SimulatedServing:
         """The requester's countersignature arrived."""
         if self._node.process != self._process:
             return
-        now_ms = self._market.clock.now_ms
+        now_ms = self._node.now_ms
         core = self._node.core
         self._node.carry_out(
             core.acknowledge_receipt(self._execution, countersigned, now_ms=now_ms)
         )
+        if self._node.process != self._process:
+            return
         if self._execution.done:
             self._node.servings.remove(self)
             self._node.carry_out(core.end_task(self._execution, now_ms=now_ms))
@@ -487,6 +505,7 @@ class SimulatedRequester:
         self.account = AccountId(self.identity.node_id)
         signer = wire.WireSigner(self.identity, self.market.chain_id)
         self.channel = Channel(signer, ChannelId(self.market.random.getrandbits(63)))
+        self._watch_totals()
         self._tokens = self._draw_tokens(self.first_tokens)
         self._previous_prompt_tokens = 0
 
@@ -496,6 +515,19 @@ class SimulatedRequester:
 
     def _draw_tokens(self, count: int) -> list[int]:
         return [self.market.random.randrange(1_000) for _ in range(count)]
+
+    def _watch_totals(self) -> None:
+        """Show the global observer what this account signs to owe."""
+        sign, cosigned = self.channel._sign_total, self.market.history.cosigned
+
+        def sign_total(*arguments: Any) -> Any:
+            signed = sign(*arguments)
+            total = signed.message
+            key = TotalKey(total.hub, total.term, total.account, total.channel, total.provider)
+            cosigned[key] = max(cosigned[key], total.total_micros)
+            return signed
+
+        self.channel._sign_total = sign_total  # type: ignore[method-assign]
 
     def make_bid(self, payload: TaskPayload) -> Bid:
         tokens = len(payload.token_ids)
@@ -560,6 +592,8 @@ class SimulatedMarket:
         turns: int = 4,
         params: MarketParams | None = None,
         faults: NetworkFaults | None = None,
+        stakes: tuple[int, ...] | None = None,
+        keep_account: bool = False,
     ) -> None:
         self.seed = seed
         self.random = Random(seed)
@@ -576,7 +610,8 @@ class SimulatedMarket:
             hub=HUB,
             model=HUB,
             validators=tuple(
-                GenesisValidator(make_identity(seed, name).node_id, STAKE_MICROS) for name in names
+                GenesisValidator(make_identity(seed, name).node_id, stake)
+                for name, stake in zip(names, stakes or (STAKE_MICROS,) * providers, strict=True)
             ),
             accounts=tuple(
                 GenesisAccount(
@@ -587,10 +622,31 @@ class SimulatedMarket:
             params=params if params is not None else MarketParams(),
         )
         self.chain_id = self.genesis.compute_chain_id(b"simulation")
+        self.history = History(self.genesis, self.chain_id, self._verify_transcript)
+        self.watcher = Watcher(self.history, keep_account=keep_account)
+        self.watcher.now_ms = lambda: self.clock.now_ms - START_MS
+        self.chance = Random(f"market {seed} chance")
         self.nodes = {name: SimulatedNode(self, name, sells=True) for name in names}
         self.nodes[OBSERVER] = SimulatedNode(self, OBSERVER, sells=False)
         self.by_id = {node.node_id: node for node in self.nodes.values()}
         self.requesters = [SimulatedRequester(self, name, turns) for name in people]
+
+    def _verify_transcript(self, transcript: Signed[Transcript], state: LedgerState) -> None:
+        verify_transcript(
+            transcript,
+            ledger=state,
+            chain_id=self.chain_id,
+            params=self.genesis.params,
+            decode_bid=lambda data: wire.decode(Bid, data),
+        )
+
+    def attach(self, host: Host) -> None:
+        """Connect a machine whose process started."""
+        self.network.attach(host.node_id, host.receive)
+
+    def detach(self, host: Host) -> None:
+        """Disconnect a machine whose process died."""
+        self.network.detach(host.node_id)
 
     def seal(self, share: bytes, hpke_public_key: bytes, context: bytes) -> bytes:
         """Seal like HPKE, with an ephemeral key from the seed."""

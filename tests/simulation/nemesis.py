@@ -49,8 +49,8 @@ class Nemesis:
     def _watcher(self) -> Watcher:
         return self._world.watcher
 
-    def begin(self) -> None:
-        """Schedule all faults."""
+    def set_clocks(self) -> None:
+        """Let every machine have the wrong time, before it starts."""
         plan = self._plan
         for host, skew_ms, drift_ppm in zip(
             self._hosts, plan.skews_ms, plan.drifts_ppm, strict=False
@@ -58,6 +58,10 @@ class Nemesis:
             host.skew_ms, host.drift_ppm = skew_ms, drift_ppm
             self._watcher.count("skewed clocks", skew_ms != 0)
             self._watcher.count("drifting clocks", drift_ppm != 0)
+
+    def begin(self) -> None:
+        """Schedule all faults."""
+        plan = self._plan
         self._schedule(plan.crashes, self._doom)
         self._schedule(plan.kills, lambda: self._kill(self._choose()))
         self._schedule(plan.outages, self._kill_everyone)

@@ -11,6 +11,7 @@ from tests.simulation.broken_rules import break_rule
 from tests.simulation.checkers import BrokenPromiseError
 from tests.simulation.ledger_market import LedgerMarket
 from tests.simulation.plan import Kind, Plan, make_plan
+from tests.simulation.whole_market import WholeMarket
 
 CRASH, LIVENESS, SAFETY = 127, 128, 129
 
@@ -50,7 +51,8 @@ def run_seed(kind: Kind, seed: int, *, broken: str = "", keep_account: bool = Fa
 
 
 def _run(plan: Plan, outcome: Outcome, *, keep_account: bool) -> None:
-    market = LedgerMarket(plan, keep_account=keep_account)
+    make = WholeMarket if plan.kind is Kind.MARKET else LedgerMarket
+    market: WholeMarket | LedgerMarket = make(plan, keep_account=keep_account)
     try:
         market.run()
     except BrokenPromiseError as error:

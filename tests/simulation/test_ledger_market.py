@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,37 +18,55 @@ from tests.simulation.plan import Kind, Plan, make_plan
 from tests.simulation.run import run_seed
 from tests.simulation.villains import PLOT
 
+SEEDS = range(12)
+COMMON_STATES = (
+    "restarts within a height",
+    "torn writes",
+    "messages reordered",
+    "partition one way",
+    "deciders cut off",
+    "evidence found",
+    "transaction Evidence OK",
+    "heights decided in a later round",
+    "proposals of a valid value",
+    "changes of the validators",
+    "terms",
+    "batches of blocks served",
+)
 MOST_SEEDS = 40
 """So many seeds, of those whose plan fits, find a broken rule; mostly the first few do."""
 
 
-@pytest.mark.parametrize("seed", range(12))
+run = cache(partial(run_seed, Kind.LEDGER))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_no_promise_is_broken(seed: int) -> None:
-    outcome = run_seed(Kind.LEDGER, seed)
+    outcome = run(seed)
     assert outcome.exit_code == 0, f"{outcome.reproduction}  # {outcome.failure}"
     assert outcome.counts["transaction Settle OK"] > 0
 
 
-def test_the_same_seed_is_the_same_market_in_every_process() -> None:
-    digests = set()
-    for hash_seed in ("1", "2"):
-        command = (
-            "from tests.simulation.run import run_seed; from tests.simulation.plan import Kind; "
-            "print([run_seed(Kind.LEDGER, seed).digest for seed in (3, 4)])"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", command],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path.cwd())},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        digests.add(result.stdout)
-    assert len(digests) == 1
+def test_a_dozen_seeds_reach_what_they_are_to_test() -> None:
+    counts = sum((run(seed).counts for seed in SEEDS), Counter[str]())
+    assert [state for state in COMMON_STATES if not counts[state]] == []
 
 
-def test_another_seed_is_another_market() -> None:
-    assert run_seed(Kind.LEDGER, 3).digest != run_seed(Kind.LEDGER, 4).digest
+def test_the_same_seed_is_the_same_market_in_another_process() -> None:
+    """In which sets are in another order."""
+    program = (
+        "from tests.simulation.run import run_seed; from tests.simulation.plan import Kind; "
+        "print(*[run_seed(Kind.LEDGER, seed).digest for seed in (3, 4)])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == [run(3).digest, run(4).digest]
+    assert run(3).digest != run(4).digest
 
 
 def test_villains_hold_less_than_a_third() -> None:
@@ -68,7 +87,6 @@ def plays(*tricks: str) -> Callable[[Plan], bool]:
 
 FITTING: dict[str, Callable[[Plan], bool]] = {
     "no-locking": plays(PLOT),
-    "half-quorum": plays(PLOT),
     "send-before-persist": lambda plan: plan.crashes >= 4,
     "forgetful-restart": lambda plan: plan.crashes >= 4,
     "unverified-evidence": plays("false accusation"),
@@ -78,7 +96,7 @@ FITTING: dict[str, Callable[[Plan], bool]] = {
 """In which plans a broken rule may show."""
 
 
-@pytest.mark.parametrize("name", BROKEN_RULES)
+@pytest.mark.parametrize("name", FITTING)
 def test_a_broken_rule_is_found(name: str) -> None:
     outcomes = (run_seed(Kind.LEDGER, seed, broken=name) for seed in find_seeds(FITTING[name]))
     failure = next(outcome.failure for outcome in outcomes if outcome.exit_code)
@@ -88,16 +106,3 @@ def test_a_broken_rule_is_found(name: str) -> None:
 def find_seeds(fits: Callable[[Plan], bool]) -> Iterator[int]:
     seeds = (seed for seed in range(10_000) if fits(make_plan(Kind.LEDGER, seed)))
     return islice(seeds, MOST_SEEDS)
-
-
-def test_villains_and_faults_are_busy() -> None:
-    """A run that tests nothing would find nothing."""
-    counts: Counter[str] = Counter()
-    for seed in find_seeds(
-        lambda plan: plan.crashes > 2 and plan.storms > 0 and plan.villains != {}
-    ):
-        counts += run_seed(Kind.LEDGER, seed).counts
-        if counts["restarts within a height"] and counts["proposals of a valid value"]:
-            break
-    assert counts["restarts within a height"]
-    assert counts["proposals of a valid value"]
