@@ -1,49 +1,88 @@
-"""Replay one seed, or run many: ``python -m tests.simulation --seed N``."""
+"""Replay one seed with an account of it, or run many.
+
+    python -m tests.simulation --seed 7                    one whole ledger market, with its account
+    python -m tests.simulation --seeds 2000 --jobs 2       many, both kinds mixed
+    python -m tests.simulation --seeds 200 --broken NAME   with a rule broken on purpose
+
+Exit codes: 0; 1 if a fault or a state was never reached in the run; 127 crash, 128 liveness,
+129 safety.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections import Counter
+from pathlib import Path
 
-from tests.simulation.faults import run_ordeal
-from tests.simulation.market import SimulatedMarket
+from tests.simulation.broken_rules import BROKEN_RULES
+from tests.simulation.campaign import Report, run_campaign
+from tests.simulation.plan import Kind
+from tests.simulation.run import run_seed
 
-
-def run_ordeals(seeds: range) -> int:
-    """Run seeds under faults; 129 if one broke something."""
-    failed = 0
-    for seed in seeds:
-        broken = run_ordeal(seed)
-        failed += bool(broken)
-        for line in broken:
-            print(f"python -m tests.simulation --ordeals 1 --seed {seed}  # {line}", flush=True)
-    print(f"{len(seeds) - failed} of {len(seeds)} seeds broke nothing")
-    return 129 if failed else 0
+ENOUGH_SEEDS = 500
+"""From so many seeds on every fault and every state must have been reached."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="the market's seed")
-    parser.add_argument("--log", action="store_true", help="print every event")
-    parser.add_argument(
-        "--ordeals", type=int, default=0, help="run so many seeds from --seed on under faults"
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    kinds = parser.add_mutually_exclusive_group()
+    for kind in Kind:
+        kinds.add_argument(
+            f"--{kind}", dest="kind", action="store_const", const=kind, help=f"only {kind} runs"
+        )
+    parser.add_argument("--seed", type=int, help="replay this seed and tell what happens")
+    parser.add_argument("--seeds", type=int, help="run so many seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="on so many processes")
+    parser.add_argument("--json", metavar="FILE", help="write the report there; - is the terminal")
+    parser.add_argument("--broken", choices=sorted(BROKEN_RULES), default="", help="break a rule")
     arguments = parser.parse_args()
-    if arguments.ordeals:
-        return run_ordeals(range(arguments.seed, arguments.seed + arguments.ordeals))
-    market = SimulatedMarket(arguments.seed)
-    market.start()
-    market.run_conversations()
-    market.settle()
-    if arguments.log:
-        for at_ms, node, name, fields in market.log:
-            print(f"{at_ms} {node:10} {name} {fields}")
-    for requester in market.requesters:
-        for row in requester.results:
-            print(row)
-    print(Counter(market.events), Counter(error for error, _ in market.refusals))
-    return 0
+    if (arguments.seed is None) == (arguments.seeds is None):
+        parser.error("give either --seed or --seeds")
+    if arguments.seed is not None:
+        return replay(arguments.kind or Kind.LEDGER, arguments.seed, arguments.broken)
+    return run_many(arguments)
+
+
+def replay(kind: Kind, seed: int, broken: str) -> int:
+    """Run one seed and print its account."""
+    outcome = run_seed(kind, seed, broken=broken, keep_account=True)
+    print("\n".join(outcome.account))
+    print(f"{outcome.digest}  {outcome.cpu_s:.1f} s")
+    print(outcome.failure or "nothing broke")
+    return outcome.exit_code
+
+
+def run_many(arguments: argparse.Namespace) -> int:
+    """Run many seeds and print what came of them."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    kinds = [arguments.kind] if arguments.kind else list(Kind)
+    report = Report(seeds.start, arguments.broken)
+    told = 0
+    for report in run_campaign(kinds, seeds, jobs=arguments.jobs, broken=arguments.broken):
+        for outcome in report.failures[told:]:
+            print(f"{outcome.reproduction}  # {outcome.failure}", file=sys.stderr, flush=True)
+        told = len(report.failures)
+    text = json.dumps(report.summarise(), indent=2, ensure_ascii=False)
+    if arguments.json == "-":
+        print(text)
+    elif arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    broke = len(report.failures)
+    print(
+        f"{sum(report.seeds.values()) - broke} of {len(seeds)} seeds broke nothing "
+        f"({report.wall_s:.0f} s)",
+        file=sys.stderr,
+    )
+    unreached = report.find_unreached() if len(seeds) >= ENOUGH_SEEDS else []
+    for what in unreached:
+        print(f"never reached: {what}", file=sys.stderr)
+    return report.exit_code or int(bool(unreached))
 
 
 if __name__ == "__main__":
