@@ -34,6 +34,7 @@ from node.backends.completions import (
     CompletionsApi,
     choose_model,
     get_choice,
+    is_count,
     make_request,
     parse_finish,
 )
@@ -264,7 +265,7 @@ def _parse_chunk(event: Mapping[str, Any]) -> BackendChunk | None:
     if not choice:
         return None
     token_ids = choice.get("token_ids")
-    if not isinstance(token_ids, list):
+    if not isinstance(token_ids, list) or not all(is_count(token) for token in token_ids):
         raise BackendProtocolError(
             "the server does not return token ids; it needs vLLM 0.11 or later"
         )
@@ -281,12 +282,12 @@ def _check_usage(
     if not isinstance(usage, Mapping) or finish is FinishReason.UNSPECIFIED:
         raise BackendProtocolError("the server ended the task without usage or finish reason")
     details = usage.get("prompt_tokens_details") or {}
-    read = BackendUsage(
-        prompt_tokens=int(usage.get("prompt_tokens", -1)),
-        cached_tokens=int(details.get("cached_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens", -1)),
-        finish=finish,
-    )
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    told = [usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens")]
+    counts = [count for count in told if is_count(count)]
+    if len(counts) < len(told):
+        raise BackendProtocolError("the server's usage holds no token counts")
+    read = BackendUsage(counts[0], counts[1], counts[2], finish)
     if (
         read.prompt_tokens != len(payload.token_ids)
         or read.output_tokens != output_tokens
