@@ -144,7 +144,7 @@ class VllmBackend:
             )
         model = choose_model(await self._api.get_models(), self._wanted_model, self._api.url)
         cache = await self._get_cache_config()
-        block_size = int(cache.get("block_size") or DEFAULT_BLOCK_SIZE)
+        block_size = _get_block_size(cache)
         exact = await self._start_following(cache, block_size)
         root = Path(str(model.get("root") or ""))
         simulated = model.get("owned_by") == "simulated"
@@ -214,7 +214,7 @@ class VllmBackend:
                 for sample in family.samples:
                     if sample.name == "vllm:cache_config_info":
                         return sample.labels
-        except (BackendRequestError, ValueError):
+        except (BackendRequestError, ValueError, OverflowError):
             pass
         _log.warning("vllm_metrics_missing", url=self._api.url, block_size=DEFAULT_BLOCK_SIZE)
         return {}
@@ -300,6 +300,13 @@ def _check_usage(
             received=output_tokens,
         )
     return read
+
+
+def _get_block_size(cache: Mapping[str, str]) -> int:
+    text = cache.get("block_size") or str(DEFAULT_BLOCK_SIZE)
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
+        raise BackendProtocolError(f"the server's metrics name no block size, but {text[:16]!r}")
+    return int(text)
 
 
 def _get_context_tokens(model: Mapping[str, Any]) -> int:

@@ -555,7 +555,7 @@ def _list_http() -> list[Decoder]:
 
     async def read_metrics(data: bytes) -> object:
         with capture_logs():
-            return await _make_backend(data)._get_cache_config()
+            return vllm._get_block_size(await _make_backend(data)._get_cache_config())
 
     return [
         Decoder("completion stream", lambda d: drive(run_task(d)), (body, body + error), 40),

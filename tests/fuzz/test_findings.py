@@ -26,6 +26,7 @@ def make_stream(**fields: object) -> bytes:
 
 
 GENESIS = BY_NAME["genesis JSON"].seeds[0]
+METRICS = BY_NAME["metrics"].seeds[0]
 SETTINGS = BY_NAME["settings file"].seeds[0]
 FOUND: list[tuple[str, bytes, type[IemasError]]] = [
     ("genesis JSON", GENESIS.replace(b"1800000000000", ENDLESS), ConfigurationError),
@@ -45,6 +46,8 @@ FOUND: list[tuple[str, bytes, type[IemasError]]] = [
     ("completion stream", make_stream(token_ids=[2**32]), BackendProtocolError),
     ("completion stream", make_stream(prompt_tokens="x"), BackendProtocolError),
     ("completion stream", make_stream(completion_tokens={}), BackendProtocolError),
+    ("metrics", METRICS.replace(b'"16"', b'"x"'), BackendProtocolError),
+    ("metrics", METRICS.replace(b'"16"', b'"9999999"'), BackendProtocolError),
     ("model list", b'{"data":' + DEEP, BackendProtocolError),
 ]
 
@@ -60,4 +63,5 @@ def test_odd_but_harmless_parts_are_read_past() -> None:
     assert BY_NAME["completion stream"].decode(details)
     templates = msgspec.json.encode({"chat_template": [1, {"name": "default"}, {}]})
     assert BY_NAME["bundle tokenizer_config.json"].decode(templates)
+    assert BY_NAME["metrics"].decode(METRICS.replace(b" 1.0", b" 1.0 " + b"9" * 400)) == 16
     assert BY_NAME["compatible stream"].decode(make_stream(prompt_tokens_details={"a": []}))
