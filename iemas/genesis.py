@@ -85,7 +85,7 @@ def _parse(data: bytes) -> Any:
         raise _WrongKeyError("", f"is larger than {MAX_GENESIS_BYTES} bytes")
     try:
         return json.loads(data.decode(), object_pairs_hook=_refuse_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, a number without end
         raise _WrongKeyError("", f"is no JSON ({error}); copy it again") from error
 
 

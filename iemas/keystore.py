@@ -10,6 +10,7 @@ import os
 import stat
 from pathlib import Path
 
+from cryptography.exceptions import InternalError as OpenSSLError
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -92,7 +93,7 @@ def load_key(path: Path) -> Identity:
             f"`openssl pkey -in {path} -out KEY_FILE`",
             path=path,
         ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, OpenSSLError) as error:
         raise ConfigurationError(
             f"{path} is no private key in PEM (PKCS#8): create one with `iemas-node keygen PATH`",
             path=path,

@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InternalError as OpenSSLError
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -276,6 +277,7 @@ def _refusing_malformed(reason: str) -> Iterator[None]:
         ValueError,
         TypeError,
         InvalidSignature,
+        OpenSSLError,
         UnsupportedAlgorithm,
         x509.DuplicateExtension,
         x509.ExtensionNotFound,

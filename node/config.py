@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 ENV_PREFIX = "IEMAS_NODE_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+MAX_FILE_BYTES = 16 * 1024
 """Names the TOML file, as ``--config`` does. It is no setting itself."""
 
 
@@ -345,14 +346,18 @@ def load_settings(
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:  # a key of many parts costs the parser their square
+            raise ConfigurationError(f"{path} is larger than {MAX_FILE_BYTES} bytes", path=path)
+        values = tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigurationError(
             f"cannot read the configuration file {path} ({error.strerror}): check --config or "
             f"{CONFIG_VARIABLE}",
             path=path,
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, a number without end
         raise ConfigurationError(f"{path} is not valid TOML: {error}", path=path) from error
     for name in values:
         if name not in NodeSettings.model_fields:

@@ -11,7 +11,7 @@ shills.py       providers that bid under another name
 splits.py       agents that act as several, or with several tasks
 sharing.py      why `provider` mode does not share a bonus by welfare
 equilibrium.py  everybody lies as is best for it
-outcomes/      what can be gained once a price stands
+outcomes/       what can be gained once a price stands
 study.py        one market, everything that is measured on it
 report.py       what markets show to tables
 plots.py        tables to pictures

@@ -167,6 +167,7 @@ def list_provider_lies() -> list[ProviderLie]:
         ProviderLie("+2 slots", "more slots", slots_shift=2),
         ProviderLie("twice the slots", "more slots", slots_factor=2.0),
         ProviderLie("four times the slots", "more slots", slots_factor=4.0),
+        ProviderLie("eight times the slots", "more slots", slots_factor=8.0),
         ProviderLie("+1 slot, made good", "more slots, made good", slots_shift=1, makes_good=True),
         ProviderLie("+2 slots, made good", "more slots, made good", slots_shift=2, makes_good=True),
         ProviderLie("digest: nothing", "digest hides", keep=0.0),

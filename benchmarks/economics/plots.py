@@ -288,6 +288,7 @@ def _average_gain(table: Table, scheme: str, variant: str, rule: str) -> float:
 
 def draw_sharing(table: Table) -> Figure:
     """Draw what the rule that shared bonuses by welfare let gain, and what is left of it."""
+    table = select(table, variant="best")
     markets = list_values(table, "market")
     figure = Figure(figsize=(10, 10), layout="constrained")
     titles = {

@@ -333,13 +333,15 @@ def make_sharing(results: Sequence[MarketResult]) -> Table:
     table: Table = []
     for kind, group in by_kind(results).items():
         attempts = [attempt for result in group for attempt in result.sharing]
-        for scheme, rule in dict.fromkeys((a.scheme, a.rule) for a in attempts):
-            found = [a for a in attempts if (a.scheme, a.rule) == (scheme, rule)]
+        for wanted in dict.fromkeys((a.scheme, a.variant, a.rule) for a in attempts):
+            scheme, variant, rule = wanted
+            found = [a for a in attempts if (a.scheme, a.variant, a.rule) == wanted]
             gain, truth = sum(a.gain for a in found), sum(a.truth for a in found)
             table.append(
                 {
                     "market": kind,
                     "scheme": scheme,
+                    "variant": variant,
                     "rule": rule,
                     "truthful_micros": round(truth / len(found) / FINE, 2),
                     "gain_micros": round(gain / len(found) / FINE, 2),

@@ -26,7 +26,7 @@ BY_WELFARE: Final = "by_welfare"
 COMPARED: Final = ("provider", BY_WELFARE)
 BID: Final = 10
 CROWD: Final = 4
-SLOTS_MORE: Final = (1, 2, 4, 8)
+SLOTS_MORE: Final = (1, 2, 4, 8, 16)
 
 
 def share_by_welfare(cleared: Cleared) -> IntArray:
@@ -74,25 +74,28 @@ def _measure_accomplices(market: Truthful, book: Book, before: Cleared) -> Itera
             for rule in COMPARED:
                 truth = compute_profit(book, before, rule, provider)
                 gain, strict = sum_up(fake, cleared, rule, provider, n_real)
-                yield Attempt(scheme, "", rule, truth, gain - truth, strict - truth, count)
+                yield Attempt(scheme, "best", rule, truth, gain - truth, strict - truth, count)
 
 
 def _measure_false_slots(book: Book, before: Cleared) -> Iterator[Attempt]:
-    """Let each provider declare more slots, serve whom it pays most and be busy for the others."""
+    """Let each provider declare more slots, serve whom it pays most and be busy for the others.
+
+    Variants are how many more in all markets, and "best" what is best in each.
+    """
     for provider, slots in enumerate(book.slots.tolist()):
-        best = {rule: compute_profit(book, before, rule, provider) for rule in COMPARED}
-        truth = dict(best)
-        for more in SLOTS_MORE:
-            declared = book.slots.copy()
-            declared[provider] += more
-            cleared = clear_both(book.welfare, declared)
-            tasks = cleared.get_tasks(provider)
-            for rule in COMPARED:
-                paid = sorted(cleared.surcharges[rule][tasks].tolist(), reverse=True)
-                best[rule] = max(best[rule], float(sum(paid[:slots])))
         for rule in COMPARED:
-            gain = best[rule] - truth[rule]
-            yield Attempt("false slots", "", rule, truth[rule], gain, gain, 0)
+            truth = compute_profit(book, before, rule, provider)
+            gains = {"best": 0.0}
+            for more in SLOTS_MORE:
+                declared = book.slots.copy()
+                declared[provider] += more
+                cleared = clear_both(book.welfare, declared)
+                tasks = cleared.get_tasks(provider)
+                paid = sorted(cleared.surcharges[rule][tasks].tolist(), reverse=True)
+                gains[f"+{more}"] = float(sum(paid[:slots])) - truth
+            gains["best"] = max(gains.values())
+            for variant, gain in gains.items():
+                yield Attempt("false slots", variant, rule, truth, gain, gain, 0)
 
 
 def _measure_requesters(market: Truthful, book: Book, before: Cleared) -> Iterator[Attempt]:
@@ -120,4 +123,4 @@ def _measure_requesters(market: Truthful, book: Book, before: Cleared) -> Iterat
                 best[task] = max(best[task], utility - truth[rule][task])
     for rule, best in gains.items():
         for task, gain in enumerate(best.tolist()):
-            yield Attempt("shading", "", rule, float(truth[rule][task]), gain, gain, 1)
+            yield Attempt("shading", "best", rule, float(truth[rule][task]), gain, gain, 1)

@@ -93,7 +93,7 @@ def _compile_template(source: str) -> jinja2.Template:
 def _load_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         value = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedMessageError(f"{name} in the tokenizer bundle is no JSON") from error
     if not isinstance(value, dict):
         raise MalformedMessageError(f"{name} in the tokenizer bundle is no JSON object")
@@ -102,11 +102,15 @@ def _load_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 def _get_template_source(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
+        try:
+            return files["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise MalformedMessageError("the chat template is no UTF-8") from error
     source = config.get("chat_template")
     if isinstance(source, list):  # several templates by name
-        by_name = {entry["name"]: entry["template"] for entry in source}
-        source = by_name.get("default")
+        named = (entry for entry in source if isinstance(entry, Mapping))
+        default = (e.get("template") for e in named if e.get("name") == "default")
+        source = next(default, None)
     return source if isinstance(source, str) else None
 
 
@@ -141,7 +145,7 @@ class ChatTokenizer:
         source = _get_template_source(files, config)
         try:
             self._template = _compile_template(source) if source is not None else None
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise MalformedMessageError("the chat template does not compile") from error
         self._special_tokens = _get_special_tokens(
             _load_json(files, "special_tokens_map.json"), config

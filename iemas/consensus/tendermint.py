@@ -10,7 +10,7 @@ again the latest block that it saw a quorum of prevotes for.
 Each `_upon_…` method is one rule of the paper's Algorithm 1 and names its lines; it tells whether
 it fired. After every input the rules fire until none can. A value is a block's hash; nil is None.
 
-The caller's duties, in `docs/spec/consensus.md` T20 to T24 in full:
+The caller's duties, in `docs/spec/consensus.md` T18 to T25 in full:
 
 1. It checks signatures, and the block behind a proposal, before it hands them in.
 2. It signs each `Vote` and makes and signs the proposal for each `Propose`; persists them with

@@ -49,7 +49,7 @@ def decode_bundle(data: bytes, expected_hash: bytes) -> dict[str, bytes]:
     require(compute_hash(data) == expected_hash, "the tokenizer bundle has another hash")
     try:
         files = cbor2.loads(data)
-    except (cbor2.CBORDecodeError, ValueError) as error:
+    except (cbor2.CBORDecodeError, ValueError, RecursionError) as error:
         raise MalformedMessageError("the tokenizer bundle is no CBOR") from error
     _validate_files(files)
     return {str(name): bytes(content) for name, content in files.items()}

@@ -7,7 +7,7 @@ the prompt in them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import aiohttp
 import msgspec
@@ -151,7 +151,7 @@ def parse_finish(event: Mapping[str, Any]) -> FinishReason:
     reason = get_choice(event).get("finish_reason")
     if reason is None:
         return FinishReason.UNSPECIFIED
-    finish = _FINISH_REASONS.get(reason)
+    finish = _FINISH_REASONS.get(reason) if isinstance(reason, str) else None
     if finish is None:
         raise BackendError("the inference server gave the task up", reason=str(reason)[:32])
     return finish
@@ -169,6 +169,11 @@ def get_choice(event: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise BackendProtocolError("a completion event has no choices")
     return choices[0] if choices else {}
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Tell whether JSON has a token id or a count here: bool is an int to Python alone."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def choose_model(models: list[dict[str, Any]], wanted: str | None, url: str) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def _make_stream_error(error: object) -> BackendError:
 def _decode(data: str | bytes) -> dict[str, Any]:
     try:
         answer = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BackendProtocolError("the inference server answers no JSON") from error
     if not isinstance(answer, dict):
         raise BackendProtocolError("the inference server answers no JSON object")

@@ -110,7 +110,7 @@ class CacheBook:
         """
         try:
             batch = self._decoder.decode(payload)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidBlockEventError("a KV event batch does not decode") from error
         if sequence < self.next_sequence:
             if batch.ts <= self._last_ts:

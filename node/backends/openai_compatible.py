@@ -33,6 +33,7 @@ from node.backends.completions import (
     CompletionsApi,
     choose_model,
     get_choice,
+    is_count,
     make_request,
     parse_finish,
 )
@@ -192,4 +193,5 @@ class OpenAICompatibleBackend:
 def _get_cached_tokens(event: dict[str, Any], known: int) -> int:
     usage = event.get("usage")
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    return int(details.get("cached_tokens") or 0) if isinstance(details, dict) else known
+    cached = details.get("cached_tokens") if isinstance(details, dict) else known
+    return cached if is_count(cached) else 0

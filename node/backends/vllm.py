@@ -34,6 +34,7 @@ from node.backends.completions import (
     CompletionsApi,
     choose_model,
     get_choice,
+    is_count,
     make_request,
     parse_finish,
 )
@@ -143,7 +144,7 @@ class VllmBackend:
             )
         model = choose_model(await self._api.get_models(), self._wanted_model, self._api.url)
         cache = await self._get_cache_config()
-        block_size = int(cache.get("block_size") or DEFAULT_BLOCK_SIZE)
+        block_size = _get_block_size(cache)
         exact = await self._start_following(cache, block_size)
         root = Path(str(model.get("root") or ""))
         simulated = model.get("owned_by") == "simulated"
@@ -213,7 +214,7 @@ class VllmBackend:
                 for sample in family.samples:
                     if sample.name == "vllm:cache_config_info":
                         return sample.labels
-        except (BackendRequestError, ValueError):
+        except (BackendRequestError, ValueError, OverflowError):
             pass
         _log.warning("vllm_metrics_missing", url=self._api.url, block_size=DEFAULT_BLOCK_SIZE)
         return {}
@@ -264,7 +265,7 @@ def _parse_chunk(event: Mapping[str, Any]) -> BackendChunk | None:
     if not choice:
         return None
     token_ids = choice.get("token_ids")
-    if not isinstance(token_ids, list):
+    if not isinstance(token_ids, list) or not all(is_count(token) for token in token_ids):
         raise BackendProtocolError(
             "the server does not return token ids; it needs vLLM 0.11 or later"
         )
@@ -281,12 +282,12 @@ def _check_usage(
     if not isinstance(usage, Mapping) or finish is FinishReason.UNSPECIFIED:
         raise BackendProtocolError("the server ended the task without usage or finish reason")
     details = usage.get("prompt_tokens_details") or {}
-    read = BackendUsage(
-        prompt_tokens=int(usage.get("prompt_tokens", -1)),
-        cached_tokens=int(details.get("cached_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens", -1)),
-        finish=finish,
-    )
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    told = [usage.get("prompt_tokens"), cached or 0, usage.get("completion_tokens")]
+    counts = [count for count in told if is_count(count)]
+    if len(counts) < len(told):
+        raise BackendProtocolError("the server's usage holds no token counts")
+    read = BackendUsage(counts[0], counts[1], counts[2], finish)
     if (
         read.prompt_tokens != len(payload.token_ids)
         or read.output_tokens != output_tokens
@@ -299,6 +300,13 @@ def _check_usage(
             received=output_tokens,
         )
     return read
+
+
+def _get_block_size(cache: Mapping[str, str]) -> int:
+    text = cache.get("block_size") or str(DEFAULT_BLOCK_SIZE)
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
+        raise BackendProtocolError(f"the server's metrics name no block size, but {text[:16]!r}")
+    return int(text)
 
 
 def _get_context_tokens(model: Mapping[str, Any]) -> int:

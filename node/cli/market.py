@@ -105,6 +105,9 @@ def balance(
     market: MarketOption = None,
     key: KeyOption = None,
     account: AccountOption = CUSTOMER,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove it by the validators' signatures.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show an account's money: available, in escrow, and what it may spend this term."""
@@ -112,7 +115,7 @@ def balance(
 
     async def run() -> None:
         async with access.connect() as client:
-            held = await client.balance()
+            held = await client.balance(verify=verify)
         if as_json:
             print_json({field: getattr(held, field) for field in held.__dataclass_fields__})
             return
@@ -128,6 +131,8 @@ def balance(
             ("to spend this term", held.allowance_micros),
         ):
             table.add_row(label, f"{format_credits(micros)} credits")
+        if held.verified:
+            table.add_row("proven", f"after block {held.height}")
         console.print(table)
 
     run_async(run())

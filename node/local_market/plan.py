@@ -146,7 +146,7 @@ def load_plan(path: Path) -> MarketPlan:
     """Read a kept plan. Raises: ConfigurationError if the file is damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=MarketPlan)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no market plan: {error}") from error
 
 

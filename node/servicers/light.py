@@ -30,7 +30,8 @@ MAX_READ_BYTES = 8 * 1024 * 1024
 """Blocks are stored with their transactions: one answer reads at most so much of them."""
 
 REBUILD_SECONDS = 0.5
-"""A tree is at least this old before a newer state's is built."""
+REBUILD_RATIO = 9
+"""A tree is kept for so long, and so many times as long as it took, before a newer one is built."""
 
 
 class LightServer:
@@ -39,7 +40,7 @@ class LightServer:
     def __init__(self, driver: Driver, storage: Storage) -> None:
         self._core = driver.core
         self._storage = storage
-        self._built_at = 0.0
+        self._build_again_at = 0.0
         self._proven: tuple[LightBlock, StateProver, LedgerState] | None = None
         self._building = asyncio.Lock()
 
@@ -95,7 +96,7 @@ class LightServer:
     async def _get_prover(self) -> tuple[LightBlock, StateProver, LedgerState]:
         async with self._building:
             now = asyncio.get_running_loop().time()
-            if self._proven is None or now - self._built_at >= REBUILD_SECONDS:
+            if self._proven is None or now >= self._build_again_at:
                 found = self._core.engine.proven
                 if found is None:
                     raise QuorumUnavailableError("no block is decided yet: nothing is proven")
@@ -109,7 +110,9 @@ class LightServer:
                         block.header, committed.commit, self._list_validators(block.header.message)
                     )
                     self._proven = (light, prover, state)
-                    self._built_at = asyncio.get_running_loop().time()
+                    built_at = asyncio.get_running_loop().time()
+                    kept_seconds = max(REBUILD_SECONDS, REBUILD_RATIO * (built_at - now))
+                    self._build_again_at = built_at + kept_seconds
             if self._proven is None:
                 raise InternalError("no tree was built")
             return self._proven

@@ -145,3 +145,11 @@ def test_the_metadata_names_the_class() -> None:
     assert status is grpc.StatusCode.FAILED_PRECONDITION
     assert details == "add escrow"
     assert metadata == ((ERROR_KEY, "UnfundedBidError"),)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [errors.LedgerForkError, errors.TrustExpiredError, errors.UnverifiedBalanceError],
+)
+def test_what_a_light_client_finds_cannot_be_claimed_by_a_node(cls: type[IemasError]) -> None:
+    assert type(build_error(cls.__name__, "text")) is errors.APIStatusError

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from iemas import (
     tls,
     wire,
 )
+from iemas.client import _light
 from iemas.consensus.messages import Commit, LightBlock
 from iemas.core.vote import Vote, VoteKind
 from iemas.genesis import load_genesis
@@ -32,7 +32,6 @@ from iemas.v1 import market_service_pb2_grpc
 from node.local_market import Funds, LocalMarket, MarketPlan
 from node.local_market.plan import CUSTOMER
 from node.transport import NodeCertificates, PublicListener
-from tests.market_checks import wait_settled
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -44,7 +43,7 @@ SIMULATED = ("--decode-ms", "1", "--prefill-us-per-token", "10")
 async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalMarket]:
     plan = MarketPlan(
         name="proofs",
-        params={"term_ms": "20000", "idle_block_interval_ms": "500"},
+        params={"term_ms": "3000", "idle_block_interval_ms": "500"},
         accounts={CUSTOMER: Funds()},
         simulated_arguments=SIMULATED,
     )
@@ -143,11 +142,10 @@ async def test_what_is_settled_is_proven(client: AsyncClient, market: LocalMarke
     settlement = await client.get_settlement(completion.allocation)
     assert settlement.is_open
     assert settlement.signed_micros == completion.receipt.amount_micros
-    await wait_settled(market)
-    settlement = await client.get_settlement(completion.allocation)
-    deadline = time.monotonic() + 10
-    while not settlement.is_settled and time.monotonic() < deadline:
-        settlement = await client.get_settlement(completion.allocation)
+    async with asyncio.timeout(15):
+        while not settlement.is_settled:
+            await asyncio.sleep(0.2)
+            settlement = await client.get_settlement(completion.allocation)
     assert settlement.is_settled
     assert settlement.settled_micros == completion.receipt.amount_micros > 0
     assert settlement.provider == completion.market.winner
@@ -269,8 +267,11 @@ async def test_a_lying_node_is_passed_over_for_an_honest_one(market: LocalMarket
         assert "GetAccountProof" in servicer.asked
 
 
-async def test_an_old_but_true_answer_is_not_the_newest(market: LocalMarket) -> None:
+async def test_an_old_but_true_answer_is_not_the_newest(
+    market: LocalMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The liar repeats its first answer for ever: true then, and behind what is known since."""
+    monkeypatch.setattr(_light, "ASK_SECONDS", 1.0)
     first: list[bytes] = []
 
     def repeat(answer: Any) -> None:

@@ -83,7 +83,7 @@ def find_broken(
     machine_type: type[Tendermint], set_type: type[ValidatorSet], *, byzantine: tuple[int, ...]
 ) -> str | None:
     """Try seeds until a promise is broken, and tell which."""
-    for seed in range(300):
+    for seed in range(100):
         network = Network(
             seed,
             powers=EQUAL_4,

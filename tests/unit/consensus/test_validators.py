@@ -42,9 +42,10 @@ def test_a_set_needs_members_each_named_once(members: list[Validator], why: str)
         ValidatorSet(members)
 
 
-def test_power_is_positive() -> None:
+@pytest.mark.parametrize(("node_id", "power"), [(IDS[0], 0), (NodeId(b"short"), 1)])
+def test_ids_and_power_are_in_range(node_id: NodeId, power: int) -> None:
     with pytest.raises(MalformedMessageError):
-        Validator(IDS[0], 0)
+        Validator(node_id, power)
 
 
 def test_quorums_are_exact() -> None:

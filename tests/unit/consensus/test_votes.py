@@ -217,6 +217,20 @@ def test_of_rounds_far_ahead_a_signers_latest_are_kept() -> None:
     assert votes.add(FOUR.precommit(0, A, at=8), current_round=0)
 
 
+def test_the_first_round_that_is_too_far_counts_as_such() -> None:
+    votes = make_votes(*(FOUR.prevote(0, A, at=number) for number in (2, 5, 6)))
+    assert [number for number in range(9) if votes.get_votes(number, PREVOTE, A)] == [5, 6]
+
+
+def test_a_dropped_vote_counts_no_more() -> None:
+    votes = make_votes(*(FOUR.prevote(number, A, at=6) for number in (0, 1, 2)))
+    assert votes.has_quorum(6, PREVOTE, A)
+    for number in (7, 8):
+        votes.add(FOUR.prevote(0, B, at=number), current_round=0)
+    assert votes.get_votes(6, PREVOTE, A) == (FOUR.prevote(1, A, at=6), FOUR.prevote(2, A, at=6))
+    assert not votes.has_quorum(6, PREVOTE, A)
+
+
 def test_one_signers_far_rounds_cost_no_other_signers() -> None:
     votes = make_votes(*(FOUR.prevote(number, A, at=6) for number in (1, 2)))
     for number in range(5, 100):
@@ -227,7 +241,7 @@ def test_one_signers_far_rounds_cost_no_other_signers() -> None:
 
 def test_rounds_up_to_the_next_one_are_always_kept() -> None:
     votes = make_votes(*(FOUR.prevote(0, A, at=number) for number in (50, 60)))
-    for number in range(12):
+    for number in range(14):
         assert votes.add(FOUR.prevote(0, A, at=number), current_round=10) == (number <= 11)
 
 
