@@ -25,6 +25,7 @@ from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import InvalidSignatureError
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import NodeId
+from iemas.ledger.transaction import Evidence, ResultCode
 from tests.simulation import checkers
 from tests.simulation.history import History, Place
 
@@ -144,6 +145,8 @@ class Watcher:
         for transaction, result in zip(committed.block.transactions, applied.results, strict=True):
             kind = type(transaction.message.body).__name__
             self.count(f"transaction {kind} {result.code.name}")
+            if kind == Evidence.__name__ and result.code is ResultCode.OK:
+                self.count(f"conviction {result.detail}")
         if before.validator_sets != history.state.validator_sets:
             self.count("changes of the validators")
         for hub, number in history.state.current_terms.items():

@@ -178,8 +178,9 @@ class WholeMarket:
     def _count(self) -> None:
         for requester in self.market.requesters:
             self.watcher.count("turns of conversations", len(requester.results))
-        for error, _ in self.market.refusals:
-            self.watcher.count(f"requester refused {error}")
+        for error, reason in self.market.refusals:
+            name = f"{error} {reason}" if error == "Unmatched" else error
+            self.watcher.count(f"requester refused {name}")
         for node in self.honest:
             for verdict, number in node.core.rounds.verdicts.items():
                 self.watcher.count(f"rounds {verdict}", number)
