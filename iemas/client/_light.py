@@ -105,6 +105,7 @@ class LightClient:
         """What the latest was verified from: a fork is judged from here."""
         self._latest_block: LightBlock | None = None
         self._witnessed_height = 0
+        self._fork: LedgerForkError | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -197,6 +198,8 @@ class LightClient:
         params = self._network.market.genesis.params
         give_up_at = time.monotonic() + 2 * params.idle_block_interval_ms / 1000 + ASK_SECONDS
         while True:
+            if self._fork is not None:
+                raise self._fork  # Neither side can be trusted any more.
             failure: IemasError | None = None
             is_waiting = False
             for node_id in self._network.list_preferred():
@@ -206,7 +209,10 @@ class LightClient:
                         proven = await self._follow(node_id, response, after_height)
                         value = read(proven)
                         await self._ask_witnesses(node_id, proven.block)
-                except (LedgerForkError, TrustExpiredError):
+                except LedgerForkError as error:
+                    self._fork = error
+                    raise
+                except TrustExpiredError:
                     raise
                 except _BehindError as error:
                     is_waiting, failure = True, failure or error
@@ -231,10 +237,9 @@ class LightClient:
             if block.height > latest.height:
                 trusted = await self._bisect(node_id, latest, block, rules)
                 self._latest, self._base, self._latest_block = trusted, latest, block
-            elif block.height == latest.height and self._latest_block is not None:
+            elif block.height == latest.height and block.hash != latest.hash:
                 await self._judge(node_id, block, rules)
-                if block.hash != latest.hash:
-                    raise InvalidProofError(f"it made up block {block.height}")
+                raise InvalidProofError(f"it shows another block {block.height} than is trusted")
         latest = self._latest or latest
         age_ms = _get_now_ms() - block.time_ms
         with _naming("height"):

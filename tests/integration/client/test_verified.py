@@ -326,6 +326,8 @@ async def test_a_fork_is_evidence(market: LocalMarket) -> None:
         first, second = caught.value.first, caught.value.second  # type: ignore[attr-defined]
         assert first.height == second.height
         assert first.hash != second.hash
+        with pytest.raises(LedgerForkError):  # It does not go away by asking again.
+            await client.balance("ab" * 32, verify=True)
 
 
 def make_twin(block: LightBlock, signers: list[wire.WireSigner]) -> LightBlock:

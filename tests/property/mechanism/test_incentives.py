@@ -120,7 +120,7 @@ def test_no_lie_gives_a_provider_more_than_its_bonus(
 
 
 def test_who_has_nowhere_else_to_go_does_not_pay_for_who_has() -> None:
-    """Each task keeps what it could have had elsewhere; no other task's bid changes that.
+    """Each task keeps what it could have had elsewhere, as nobody contends with it there.
 
     A slot costs 39, what the third task would bring. The first keeps the 55 of the other provider
     and pays 45; the second has no other and pays all it is worth, the 40 that keep the third out.
