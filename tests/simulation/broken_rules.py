@@ -6,9 +6,9 @@ nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -93,14 +93,6 @@ def _forget_signed(self: SimulatedDisk, kind: RecordKind, cls: type[Any]) -> lis
 _SCAN = SimulatedDisk.scan
 
 
-def _unlock(record: SignRecord) -> SignRecord:
-    return replace(record, locked_value=None, locked_round=NO_ROUND)
-
-
-def _accept_block(*_: object) -> None:
-    """Find nothing wrong with any proposal."""
-
-
 @dataclass(frozen=True)
 class BrokenRule:
     """What is replaced by what, and the promise that then breaks."""
@@ -159,6 +151,3 @@ def break_rule(name: str) -> Iterator[None]:
         for target, replacement in BROKEN_RULES[name].patches if name else ():
             stack.enter_context(patch(target, replacement))
         yield
-
-
-Injection = Callable[[], None]

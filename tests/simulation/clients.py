@@ -11,7 +11,6 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
-from iemas.consensus.messages import SubmitTransaction
 from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
 from iemas.core.types import (
@@ -344,11 +343,6 @@ class Clients:
             auctioneer=self._tools.get_name(term.auctioneer),
         )
         return key, self.sign(provider, Settle((entry,)))
-
-
-def wrap(transaction: Signed[Transaction]) -> SubmitTransaction:
-    """Wrap a transaction as the engine takes it."""
-    return SubmitTransaction(transaction)
 
 
 def list_accounts(names: tuple[str, ...]) -> tuple[tuple[str, AccountId], ...]:

@@ -21,7 +21,7 @@ from iemas.core.types import AccountId, NodeId
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.records import OffenceKey
 from iemas.ledger.state import LedgerState
-from iemas.ledger.transaction import DoubleVoteEvidence, Evidence, ResultCode, Transaction
+from iemas.ledger.transaction import DoubleVoteEvidence, Evidence, Transaction
 from iemas.testing.chain import HUB, START_MS, LedgerChain, accept_transcript, make_identity
 from iemas.testing.clock import SimulatedClock
 from iemas.testing.network import SimulatedNetwork
@@ -366,6 +366,3 @@ class LedgerMarket:
         except LocalProtocolError as error:
             where = {node.name: node.height if node.alive else "dead" for node in self.nodes}
             raise NoProgressError(promise, f"not within {limit_ms} ms: {where}") from error
-
-
-__all__ = ["LedgerMarket", "LedgerNode", "ResultCode"]
