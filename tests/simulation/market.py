@@ -374,6 +374,9 @@ class SimulatedTask:
         """Seal a bid to the current auctioneer and send it there."""
         market = self._market
         self.attempts += 1
+        if not any(node.alive for node in market.nodes.values()):
+            market.clock.call_later(200, lambda a=self.attempts: self._retry(a))
+            return
         view = market.get_view()
         term = view.core.state.get_term(HUB)
         auctioneer = market.by_id[term.auctioneer]
