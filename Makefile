@@ -16,7 +16,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lint format protos protos-check test-fast test-e2e test demo clean
+.PHONY: help setup lint format protos protos-check test-fast test-model test-e2e test demo clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,12 +58,15 @@ protos-check: setup ## Fail if iemas/v1 is not what protos/ generates.
 	    echo "error: iemas/v1 differs from protos/: run make protos" >&2; exit 1; }
 
 test-fast: setup ## Run all tests that need neither vLLM nor Docker (under 2 minutes).
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/model
+
+test-model: setup ## Explore consensus exhaustively, reduced (python -m tests.model is the whole).
+	$(BIN)/python -m pytest tests/model
 
 test-e2e: setup ## Run the tests on real vLLM and real Compose.
 	$(BIN)/python -m pytest tests/e2e
 
-test: lint protos-check test-fast test-e2e ## Run everything that CI runs, from nothing.
+test: lint protos-check test-fast test-model test-e2e ## Run everything that CI runs, from nothing.
 
 demo: setup ## Run a market of 3 nodes on 3 real vLLM servers and show it.
 	$(BIN)/python -m examples.demo
