@@ -18,7 +18,8 @@ from iemas.core.execution import Receipt, ReceiptAcknowledgement, ReceiptNotice
 from iemas.core.ready import RecordKind
 from iemas.core.types import FinishReason, NodeId
 from node.core import ReceivePeerMessage
-from tests.simulation.market import SimulatedMarket, SimulatedNode, make_identity
+from tests.simulation.market import SimulatedMarket
+from tests.simulation.market_node import SimulatedNode, make_identity
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from iemas.core.params import MarketParams
 from iemas.ledger.transfer import TREASURY
 from iemas.testing.network import NetworkFaults
-from tests.simulation.market import BLOCK_SIZE, HUB, SimulatedMarket
+from tests.simulation.market import SimulatedMarket
+from tests.simulation.market_node import BLOCK_SIZE, HUB
 
 
 def run_market(seed: int, **options: object) -> SimulatedMarket:

@@ -13,7 +13,8 @@ from iemas import wire
 from iemas.core.errors import LocalProtocolError
 from iemas.core.ready import RecordKind
 from tests.simulation.checkers import BrokenPromiseError, NoProgressError
-from tests.simulation.market import HUB, SimulatedMarket, SimulatedNode
+from tests.simulation.market import SimulatedMarket
+from tests.simulation.market_node import HUB, SimulatedNode
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.plan import Plan
 from tests.simulation.villains import Villain
