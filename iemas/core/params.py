@@ -87,6 +87,8 @@ class MarketParams:
     min_total_stake_micros: int = 1
     """Nobody may unstake if the consensus validators would hold less than this."""
     max_validators: int = 100
+    max_consecutive_terms: int = 3
+    """Nobody is auctioneer of a hub more often in a row, as long as another validator is live."""
     evidence_window_ms: int = 7 * DAY_MS
     """How old, in ledger time, the block may be that a double vote was about."""
     unbonding_ms: int = 14 * DAY_MS

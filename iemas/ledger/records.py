@@ -205,12 +205,14 @@ class ValidatorRecord:
 class TermRecord:
     """An open term. `roots` are its transcripts' hashes once its books are closed.
 
-    `convicted` tells that a wrong transcript of this term was proven to its auctioneer.
+    `consecutive` counts the auctioneer's terms in a row up to this one. `convicted` tells that a
+    wrong transcript of this term was proven to its auctioneer.
     """
 
     auctioneer: NodeId
     witness: NodeId | None
     started_at_ms: int
+    consecutive: int = 1
     books_closed: bool = False
     roots: tuple[bytes, ...] = ()
     convicted: bool = False

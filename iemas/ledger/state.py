@@ -285,7 +285,20 @@ class LedgerState:
 
     def get_next_auctioneer(self, hub: HubId) -> NodeId:
         """Foresee the next term's auctioneer, as long as the live validators stay the same."""
-        return compute_next_auctioneer(self.get_candidates(hub))
+        candidates = self.get_candidates(hub)
+        return compute_next_auctioneer(candidates, sitting_out=self.get_sitting_out(hub))
+
+    def count_consecutive_terms(self, hub: HubId, node: NodeId) -> int:
+        """Count a node's terms as auctioneer in a row up to the current one; 0 if it is not."""
+        record = self.terms.get(TermKey(hub, self.current_terms.get(hub, -1)))
+        return record.consecutive if record is not None and record.auctioneer == node else 0
+
+    def get_sitting_out(self, hub: HubId) -> NodeId | None:
+        """Give the auctioneer that cannot have the next term too (election.md R7), or None."""
+        record = self.terms.get(TermKey(hub, self.current_terms.get(hub, -1)))
+        if record is None or record.consecutive < self.params.max_consecutive_terms:
+            return None
+        return record.auctioneer
 
     def get_ask(self, hub: HubId, node: NodeId) -> Prices | None:
         """Give a provider's standing ask, or None."""

@@ -40,12 +40,21 @@ def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> Non
     """Adopt changed parameters, elect, drop old votes, close due terms, freeze allowances."""
     state.adopt_parameters()
     _return_to_duty(state, hub)
-    term, after = compute_term(hub, number, state.get_candidates(hub), started_at_ms=time_ms)
+    term, after = compute_term(
+        hub,
+        number,
+        state.get_candidates(hub),
+        started_at_ms=time_ms,
+        sitting_out=state.get_sitting_out(hub),
+    )
     _set_priorities(state, hub, after)
+    consecutive = 1 + state.count_consecutive_terms(hub, term.auctioneer)
     for vote in [key for key in state.votes if key.hub == hub]:
         del state.votes[vote]
     close_terms(state, hub, number - state.params.settle_terms)
-    state.terms[TermKey(hub, number)] = TermRecord(term.auctioneer, term.witness, time_ms)
+    state.terms[TermKey(hub, number)] = TermRecord(
+        term.auctioneer, term.witness, time_ms, consecutive
+    )
     state.current_terms[hub] = number
     _freeze_allowances(state, hub, number)
 

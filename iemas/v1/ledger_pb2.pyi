@@ -947,6 +947,7 @@ class MarketParams(_message.Message):
     ASK_REVEAL_MS_FIELD_NUMBER: _builtins.int
     ASK_BOND_MICROS_FIELD_NUMBER: _builtins.int
     ASK_RATIO_MAX_FIELD_NUMBER: _builtins.int
+    MAX_CONSECUTIVE_TERMS_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     cache_affinity: _builtins.bool
     term_ms: _builtins.int
@@ -984,6 +985,7 @@ class MarketParams(_message.Message):
     ask_reveal_ms: _builtins.int
     ask_bond_micros: _builtins.int
     ask_ratio_max: _builtins.int
+    max_consecutive_terms: _builtins.int
     def __init__(
         self,
         *,
@@ -1024,10 +1026,11 @@ class MarketParams(_message.Message):
         ask_reveal_ms: _builtins.int = ...,
         ask_bond_micros: _builtins.int = ...,
         ask_ratio_max: _builtins.int = ...,
+        max_consecutive_terms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "ask_bond_micros", b"ask_bond_micros", "ask_epoch_ms", b"ask_epoch_ms", "ask_ratio_max", b"ask_ratio_max", "ask_reveal_ms", b"ask_reveal_ms", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idempotency_window_ms", b"idempotency_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_pending_transfers", b"max_pending_transfers", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "reservation_fee_ppm", b"reservation_fee_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "sealed_asks", b"sealed_asks", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absence_limit", b"absence_limit", "absence_window_terms", b"absence_window_terms", "allocation_ttl_ms", b"allocation_ttl_ms", "allowance_divisor", b"allowance_divisor", "ask_bond_micros", b"ask_bond_micros", "ask_epoch_ms", b"ask_epoch_ms", "ask_ratio_max", b"ask_ratio_max", "ask_reveal_ms", b"ask_reveal_ms", "bid_fee_micros", b"bid_fee_micros", "block_interval_ms", b"block_interval_ms", "cache_affinity", b"cache_affinity", "clock_tolerance_ms", b"clock_tolerance_ms", "double_vote_slash_ppm", b"double_vote_slash_ppm", "evidence_window_ms", b"evidence_window_ms", "idempotency_window_ms", b"idempotency_window_ms", "idle_block_interval_ms", b"idle_block_interval_ms", "jail_ms", b"jail_ms", "max_consecutive_terms", b"max_consecutive_terms", "max_pending_transfers", b"max_pending_transfers", "max_validators", b"max_validators", "min_stake_micros", b"min_stake_micros", "min_total_stake_micros", b"min_total_stake_micros", "mode", b"mode", "probe_interval_ms", b"probe_interval_ms", "probe_misses", b"probe_misses", "receipt_interval_tokens", b"receipt_interval_tokens", "report_max_age_ms", b"report_max_age_ms", "reporter_ppm", b"reporter_ppm", "reservation_fee_ppm", b"reservation_fee_ppm", "round_max_bids", b"round_max_bids", "round_window_ms", b"round_window_ms", "sealed_asks", b"sealed_asks", "settle_terms", b"settle_terms", "term_ms", b"term_ms", "transcript_slash_ppm", b"transcript_slash_ppm", "unbonding_ms", b"unbonding_ms", "unpaid_ppm", b"unpaid_ppm", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

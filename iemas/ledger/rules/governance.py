@@ -25,6 +25,7 @@ CHANGEABLE_PARAMETERS = frozenset(
         "double_vote_slash_ppm",
         "idempotency_window_ms",
         "jail_ms",
+        "max_consecutive_terms",
         "max_pending_transfers",
         "max_validators",
         "min_stake_micros",

@@ -1,4 +1,4 @@
-"""The election on random stakes. Source: docs/spec/election.md R1 to R6."""
+"""The election on random stakes. Source: docs/spec/election.md R1 to R7."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ def test_the_order_of_candidates_does_not_matter(weights: list[int], random: obj
     expected = compute_term(HubId("hub"), 0, candidates, started_at_ms=0)
     random.shuffle(candidates)  # type: ignore[attr-defined]
     assert compute_term(HubId("hub"), 0, candidates, started_at_ms=0) == expected
+
+
+@given(stakes, st.integers(1, 4))
+def test_nobody_has_more_terms_in_a_row_than_the_cap(weights: list[int], cap: int) -> None:
+    current = make_candidates(weights)
+    last, consecutive = None, 0
+    for number in range(60):
+        term, current = compute_term(
+            HubId("hub"),
+            number,
+            current,
+            started_at_ms=0,
+            sitting_out=last if consecutive >= cap else None,
+        )
+        consecutive = consecutive + 1 if term.auctioneer == last else 1
+        last = term.auctioneer
+        assert consecutive <= cap or len(weights) == 1
 
 
 @given(stakes)

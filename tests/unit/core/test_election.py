@@ -69,6 +69,38 @@ def test_worked_table_of_an_absence_and_a_return() -> None:
     ]
 
 
+def test_worked_table_of_the_cap() -> None:
+    candidates: tuple[Candidate, ...] = (Candidate(A, 7), Candidate(B, 1))
+    rows, consecutive = [], 0
+    for number in range(7):
+        sitting_out = A if consecutive == 3 else None
+        term, candidates = compute_term(
+            HUB, number, candidates, started_at_ms=0, sitting_out=sitting_out
+        )
+        consecutive = consecutive + 1 if term.auctioneer == A else 0
+        rows.append((term.auctioneer, get_priorities(candidates), term.witness))
+    assert rows == [
+        (A, (-1, 1), B),
+        (A, (-2, 2), B),
+        (A, (-3, 3), B),
+        (B, (-3, 3), A),
+        (A, (-4, 4), B),
+        (B, (3, -3), A),
+        (A, (2, -2), B),
+    ]
+
+
+def test_who_sits_out_neither_gains_nor_loses_by_the_turn() -> None:
+    candidates = (Candidate(A, 90, -4), Candidate(B, 2, 1), Candidate(C, 1, 3))
+    chosen, after = compute_turn(candidates, sitting_out=A)
+    assert chosen == C
+    assert get_priorities(after) == (-4, 3, 1)
+
+
+def test_a_lone_validator_has_its_turn_although_it_should_sit_out() -> None:
+    assert compute_turn((Candidate(A, 7),), sitting_out=A)[0] == A
+
+
 def test_turns_follow_the_stakes_exactly_over_a_cycle() -> None:
     stakes = {A: 5, B: 3, C: 2}
     terms = run_terms(tuple(Candidate(node, stake) for node, stake in stakes.items()), 10)

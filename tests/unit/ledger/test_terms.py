@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from iemas.core.params import MarketParams
 from iemas.ledger.transaction import FundEscrow
 from iemas.testing.chain import START_MS, LedgerChain, make_genesis
@@ -49,6 +51,29 @@ def test_the_next_auctioneer_is_known_a_term_ahead(chain: LedgerChain) -> None:
         foreseen = chain.state.get_next_auctioneer(chain.hub)
         chain.end_term()
         assert chain.state.get_term(chain.hub).auctioneer == foreseen
+
+
+def test_a_dominant_stake_has_at_most_three_terms_in_a_row() -> None:
+    genesis = make_genesis()
+    stakes = zip(genesis.validators, (90, 5, 5), strict=True)
+    unequal = tuple(replace(validator, stake_micros=stake) for validator, stake in stakes)
+    chain = LedgerChain(replace(genesis, validators=unequal))
+    auctioneers = []
+    for _ in range(9):
+        auctioneers.append(chain.get_auctioneer())
+        foreseen = chain.state.get_next_auctioneer(chain.hub)
+        chain.end_term()
+        assert chain.state.get_term(chain.hub).auctioneer == foreseen
+    assert auctioneers[:4] == ["node-1", "node-1", "node-1", auctioneers[3]]
+    assert "node-1" not in (auctioneers[3], auctioneers[7])
+    assert auctioneers[3] != auctioneers[7]  # the others take the turns among themselves
+
+
+def test_the_only_live_validator_goes_on_beyond_the_cap() -> None:
+    chain = LedgerChain(make_genesis(validators=["node-1"]))
+    for _ in range(5):
+        chain.end_term()
+        assert chain.get_auctioneer() == "node-1"
 
 
 def test_an_allowance_is_a_part_of_the_free_escrow(chain: LedgerChain) -> None:
