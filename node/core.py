@@ -30,10 +30,8 @@ from iemas.consensus.messages import (
     ValidRecord,
     VoteNotice,
 )
-from iemas.consensus.voting import DoubleVote
 from iemas.core import auction, gossip
 from iemas.core.auction import (
-    Ask,
     BidSubmission,
     Refusal,
     RoundClose,
@@ -56,29 +54,20 @@ from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
-from iemas.core.types import AccountId, FinishReason, NodeId, Prices, short_id
-from iemas.ledger.records import OffenceKey, VoteKey
+from iemas.core.types import FinishReason, NodeId, Prices, short_id
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
-    AbsenceVote,
-    DoubleVoteEvidence,
-    Evidence,
-    PostAsk,
     ResultCode,
-    ReturnToDuty,
     Transaction,
-    TransactionBody,
     TransactionResult,
 )
+from node.duties import Duties
 from node.execution import Execution
 from node.provider import Provider
 from node.reporting import CurrentLoad, NodeProfile, Reporter
 from node.rounds import Rounds
 
 TICK_MS = 250
-JOIN_GRACE_MS = 5_000
-RESUBMIT_MS = 2_000
-REPEAT_LANDED_MS = 5_000
 MAX_RESULTS = 10_000
 
 
@@ -137,14 +126,6 @@ _ADMISSION_ERRORS: dict[ResultCode, type[InvalidInputError]] = {
 }
 
 
-@dataclass(slots=True)
-class _Duty:
-    """A transaction of this node's own that is on its way."""
-
-    transaction: Signed[Transaction]
-    sent_at_ms: int
-
-
 class NodeCore:
     """One node of one market.
 
@@ -173,14 +154,7 @@ class NodeCore:
         self.chain_id = chain_id
         self.engine = engine
         self.refused: Counter[str] = Counter()
-        self._signer = signer
-        self._account = AccountId(signer.node_id)
-        self._ask = ask
         self._predictor = predictor
-        self._started_at_ms = incarnation
-        self._last_nonce = 0
-        self._duties: dict[str, _Duty] = {}
-        self._double_votes: dict[NodeId, DoubleVote] = {}
         self.results: dict[bytes, tuple[TransactionResult, int]] = {}
         """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
@@ -212,6 +186,16 @@ class NodeCore:
             predictor=predictor,
             get_state=lambda: self.state,
             decode_bid=decode_bid,
+        )
+        self.duties = Duties(
+            hub=genesis.hub,
+            signer=signer,
+            ask=ask,
+            engine=engine,
+            membership=self.membership,
+            provider=self.provider,
+            rounds=self.rounds,
+            started_at_ms=incarnation,
         )
 
     def restore(
@@ -344,7 +328,7 @@ class NodeCore:
         self._predictor.learn_one(receipt, max_tokens=receipt.max_tokens)
         return Ready()
 
-    # --- time and duties -----------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------
 
     def _tick(self, now_ms: int) -> Ready:
         ready = self.rounds.tick(now_ms=now_ms)
@@ -352,7 +336,7 @@ class NodeCore:
         if now_ms >= self._next_tick_ms:
             self._next_tick_ms = now_ms + TICK_MS
             ready += self.membership.step(Tick(), now_ms=now_ms)
-            ready += self._do_duties(now_ms)
+            ready += self.duties.do(now_ms=now_ms)
         return ready
 
     def _follow(self, now_ms: int) -> Ready:
@@ -367,7 +351,7 @@ class NodeCore:
             self._record_results(block)
         ready = self.rounds.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
-        return ready + self._do_duties(now_ms)
+        return ready + self.duties.do(now_ms=now_ms)
 
     def _record_results(self, applied: AppliedBlock) -> None:
         """Keep the last transactions' results, for whoever waits for them."""
@@ -382,96 +366,6 @@ class NodeCore:
         for report in self.reporter.make_due_reports(now_ms=now_ms):
             ready += self.membership.step(PublishReport(report), now_ms=now_ms)
         return ready
-
-    def _do_duties(self, now_ms: int) -> Ready:
-        """Submit what this node owes the ledger: ask, settlements, books, evidence, votes."""
-        due = self._list_duties(now_ms)
-        self._duties = {name: duty for name, duty in self._duties.items() if name in due}
-        ready = Ready()
-        for name, body in due.items():
-            ready += self._submit(name, body, now_ms)
-        return ready
-
-    def _list_duties(self, now_ms: int) -> dict[str, TransactionBody]:
-        """List what the ledger does not show yet, by name."""
-        state, hub = self.state, self.genesis.hub
-        due: dict[str, TransactionBody] = {}
-        if self._ask is not None and state.get_ask(hub, self.node_id) != self._ask:
-            due["ask"] = PostAsk(Ask(hub, self._ask))
-        settlement = self.provider.collect_settlement()
-        if settlement is not None:
-            due["settlement"] = settlement
-        for books in self.rounds.get_due_books():
-            due[f"books of term {books.term}"] = books
-        due |= self._list_double_votes()
-        evidence = self.rounds.get_evidence()
-        if evidence is not None:
-            due["evidence"] = evidence
-        if state.is_validator(self.node_id):
-            if state.is_live(hub, self.node_id):
-                due |= self._list_votes(now_ms)
-            elif state.may_return(hub, self.node_id):
-                due["return to duty"] = ReturnToDuty(hub)
-        return due
-
-    def _list_double_votes(self) -> dict[str, TransactionBody]:
-        """Report who voted twice, once its height is decided and until it is punished for it."""
-        state = self.state
-        for double in self.engine.take_evidence():
-            self._double_votes.setdefault(double.first.signer_id, double)
-        due: dict[str, TransactionBody] = {}
-        for signer, double in list(self._double_votes.items()):
-            height = double.first.message.height
-            if height > state.height:
-                continue  # the ledger judges it once the height is decided
-            is_too_old = state.get_voting_time(height) is None
-            if is_too_old or OffenceKey(signer, height) in state.offences:
-                del self._double_votes[signer]
-            else:
-                evidence = DoubleVoteEvidence(double.first, double.second)
-                due[f"double vote of {signer.hex()} at height {height}"] = Evidence(evidence)
-        return due
-
-    def _list_votes(self, now_ms: int) -> dict[str, TransactionBody]:
-        """Vote absent whoever does not answer, once a term."""
-        state, hub = self.state, self.genesis.hub
-        term = state.get_term(hub).number
-        grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
-        votes: dict[str, TransactionBody] = {}
-        for validator in state.get_validators(hub):
-            if validator == self.node_id or not state.is_live(hub, validator):
-                continue
-            if VoteKey(hub, validator, self.node_id) in state.votes:
-                continue
-            joined = self.membership.get_node(validator) is not None
-            if self.membership.is_suspected(validator) or (not joined and grace_over):
-                name = f"absence of {validator.hex()} in term {term}"
-                votes[name] = AbsenceVote(hub, term, validator)
-        return votes
-
-    def _submit(self, duty: str, body: TransactionBody, now_ms: int) -> Ready:
-        """Submit a duty's transaction, and again only if the last try came to nothing."""
-        last = self._duties.get(duty)
-        if last is not None and not self._is_over(last, body, now_ms):
-            return Ready()
-        nonce = max(self._last_nonce, self.state.get_nonce(self._account)) + 1
-        self._last_nonce = nonce
-        transaction = self._signer.sign(Transaction(self._account, nonce, body))
-        self._duties[duty] = _Duty(transaction, now_ms)
-        return self.engine.step(SubmitTransaction(transaction), now_ms=now_ms)
-
-    def _is_over(self, last: _Duty, body: TransactionBody, now_ms: int) -> bool:
-        """Tell whether a duty that is still due needs a new transaction."""
-        transaction = last.transaction
-        waited_ms = now_ms - last.sent_at_ms
-        changed = body != transaction.message.body
-        if self.state.is_applied(transaction.hash):
-            return changed or waited_ms >= REPEAT_LANDED_MS
-        if self.state.get_nonce(self._account) >= transaction.message.nonce:
-            return True  # a later one overtook it on the way: it can never be applied
-        if self.engine.is_waiting(transaction.hash):
-            return changed and waited_ms >= RESUBMIT_MS
-        return waited_ms >= RESUBMIT_MS
 
     def _get_load(self) -> CurrentLoad:
         provider = self.provider

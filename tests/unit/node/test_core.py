@@ -5,17 +5,11 @@ Source: docs/ARCHITECTURE.md; design §4, §13 (malformed, replayed, wrongly sig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from auctioneer.predictors.linear import LinearPredictor
-from iemas import wire
-from iemas.consensus.engine import TendermintEngine
-from iemas.consensus.messages import VoteNotice
 from iemas.core.auction import (
-    Bid,
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
@@ -33,119 +27,16 @@ from iemas.core.errors import (
     WrongSignerError,
 )
 from iemas.core.gossip import Probe, ReportPush, SignedReport
-from iemas.core.ready import Ready, RecordKind
 from iemas.core.report import CapabilityReport
-from iemas.core.types import HashAlgorithm
-from iemas.core.vote import VoteKind
-from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import TransferFunds
-from iemas.testing.builders import ASK, BLOCK_SIZE, Bidder, Buyer, make_capability, make_stamp
-from iemas.testing.chain import HUB, START_MS, LedgerChain, make_genesis, make_identity
+from iemas.testing.builders import Bidder, Buyer, make_capability, make_stamp
+from iemas.testing.chain import HUB, START_MS
 from node.core import (
     BackendHealth,
-    NodeCore,
     ReceiveBid,
-    ReceivePeerMessage,
     TimePassed,
 )
-from node.reporting import NodeProfile
-
-OBSERVER = "observer"
-NODES = (OBSERVER, "node-1", "node-2")
-
-
-class Nodes:
-    """By default two validators that sell and an observer, with a network that loses nothing."""
-
-    def __init__(self, names: Sequence[str] = NODES) -> None:
-        self.names = names
-        self.genesis = make_genesis(validators=[name for name in names if name != OBSERVER])
-        self.chain = LedgerChain(self.genesis)
-        self.now_ms = START_MS
-        self.events: list[tuple[str, str, dict[str, object]]] = []
-        self.transcripts: list[object] = []
-        self.cores = {name: self.make_core(name) for name in names}
-
-    def make_core(self, name: str) -> NodeCore:
-        signer = self.chain.get_signer(name)
-        sells = name != OBSERVER
-        app = LedgerApplication(
-            self.genesis, self.chain.chain_id, verify_transcript=lambda transcript, state: None
-        )
-        hpke_key = make_identity(name).derive_hpke_key()
-        return NodeCore(
-            genesis=self.genesis,
-            chain_id=self.chain.chain_id,
-            signer=signer,
-            hpke_key=hpke_key,
-            profile=NodeProfile(
-                public_address=f"{name}:1",
-                peer_address=f"{name}:2",
-                ca_certificate=b"",
-                hpke_public_key=hpke_key.public_key().public_bytes_raw(),
-                software="test",
-                hub=HUB,
-                model=HUB if sells else "",
-                tokenizer_hash=bytes(32) if sells else b"",
-                block_size=BLOCK_SIZE if sells else 0,
-                hash_algorithm=HashAlgorithm.SHA256_CBOR,
-                context_tokens=4096 if sells else 0,
-                slots=4 if sells else 0,
-            ),
-            ask=ASK if sells else None,
-            engine=TendermintEngine(
-                app, genesis=self.genesis, chain_id=self.chain.chain_id, signer=signer
-            ),
-            predictor=LinearPredictor(),
-            decode_bid=lambda data: wire.decode(Bid, data),
-            incarnation=START_MS,
-        )
-
-    def carry(self, name: str, ready: Ready) -> Ready:
-        """Deliver what a step sent, and all that follows; give the step's own effects."""
-        queue = [(name, send) for send in ready.send]
-        self.log(name, ready)
-        names = {core.node_id: other for other, core in self.cores.items()}
-        while queue:
-            sender, send = queue.pop(0)
-            to = names.get(send.to)
-            if to is None:
-                continue
-            inp = ReceivePeerMessage(self.cores[sender].node_id, send.message)
-            answer = self.cores[to].step(inp, now_ms=self.now_ms)
-            self.log(to, answer)
-            queue += [(to, follow) for follow in answer.send]
-        return ready
-
-    def log(self, name: str, ready: Ready) -> None:
-        self.events += [(name, event.name, dict(event.fields)) for event in ready.events]
-        for record in ready.persist:
-            if record.kind is RecordKind.TRANSCRIPT and record.value not in self.transcripts:
-                self.transcripts.append(record.value)
-
-    def step(self, name: str, inp: object) -> Ready:
-        return self.carry(name, self.cores[name].step(inp, now_ms=self.now_ms))
-
-    def join(self) -> None:
-        """Let everyone know everyone."""
-        for name in self.names:
-            self.step(name, TimePassed())
-        for name in self.names:
-            for other in self.names:
-                record = self.cores[name].membership.get_node(self.cores[name].node_id)
-                if other != name and record is not None:
-                    ready = self.cores[other].introduce(record.capability, now_ms=self.now_ms)
-                    self.carry(other, ready)
-
-    def pass_time(self, total_ms: int, *, step_ms: int = 250) -> None:
-        for _ in range(total_ms // step_ms):
-            self.now_ms += step_ms
-            for name in self.cores:
-                self.step(name, TimePassed())
-
-    def send(self, sender: str, to: str, message: object) -> Ready:
-        inp = ReceivePeerMessage(self.chain.get_node(sender), message)
-        return self.carry(to, self.cores[to].step(inp, now_ms=self.now_ms))
+from tests.unit.node.nodes import NODES, OBSERVER, Nodes
 
 
 @pytest.fixture
@@ -287,45 +178,10 @@ def test_a_step_tells_when_to_come_back(nodes: Nodes) -> None:
     assert nodes.now_ms <= ready.wake_at_ms <= nodes.now_ms + 1_000
 
 
-# --- duties to the ledger ------------------------------------------------------------------------
-
-
-def test_a_provider_posts_its_ask(nodes: Nodes) -> None:
-    nodes.pass_time(1_000)
-    state = nodes.cores[OBSERVER].state
-    assert state.get_ask(HUB, nodes.chain.get_node("node-1")) == ASK
-
-
 def test_all_replicas_agree(nodes: Nodes) -> None:
     nodes.pass_time(12_000)
     assert len({core.state.compute_root() for core in nodes.cores.values()}) == 1
     assert nodes.cores["node-1"].state.height > 1
-
-
-def test_who_answers_nothing_is_voted_absent() -> None:
-    nodes = Nodes(("node-1", "node-2", "node-3", "node-4"))
-    nodes.join()
-    silent = nodes.cores.pop("node-2")
-    nodes.now_ms += 6_000
-    nodes.pass_time(10_000)
-    assert not nodes.cores["node-1"].state.is_live(HUB, silent.node_id)
-
-
-def test_who_votes_twice_is_reported_and_slashed() -> None:
-    nodes = Nodes(("node-1", "node-2", "node-3", "node-4"))
-    nodes.join()
-    nodes.pass_time(1_000)
-    liar, height = nodes.chain.get_node("node-2"), nodes.cores["node-1"].state.height + 1
-    votes = tuple(
-        nodes.chain.make_vote("node-2", height, value, kind=VoteKind.PRECOMMIT)
-        for value in (None, bytes(32))
-    )
-    before = nodes.cores["node-1"].state.get_stake_micros(liar)
-    nodes.send("node-2", "node-1", VoteNotice(votes))
-    nodes.pass_time(10_000)
-    for core in nodes.cores.values():
-        assert core.state.get_stake_micros(liar) < before
-        assert core.state.is_jailed(liar)
 
 
 # --- requests that raise -------------------------------------------------------------------------
