@@ -31,8 +31,7 @@ from iemas.v1 import (
     market_service_pb2,
     market_service_pb2_grpc,
 )
-from node import transport as transport_module
-from node.transport import Member, NodeCertificates, PeerTransport, PublicListener
+from node.transport import Member, NodeCertificates, PeerTransport, PublicListener, outbound
 
 A, B, C = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
 
@@ -89,8 +88,8 @@ async def test_members_deliver_in_order_in_both_directions() -> None:
         await wait_until(lambda: len(b.got) == 500 and len(a.got) == 500)
     assert b.got == [(A.node_id, Probe(sequence)) for sequence in range(500)]
     assert a.got == [(B.node_id, ProbeAcknowledgement(sequence)) for sequence in range(500)]
-    assert a.transport.sent == 500
-    assert a.transport.received == 500
+    assert a.transport.traffic.sent == 500
+    assert a.transport.traffic.received == 500
 
 
 async def test_a_member_is_heard_as_soon_as_it_is_known() -> None:
@@ -222,12 +221,12 @@ async def test_a_member_that_moves_is_followed() -> None:
 
 
 async def test_a_full_queue_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "QUEUE_MESSAGES", 5)
+    monkeypatch.setattr(outbound, "QUEUE_MESSAGES", 5)
     async with running(A, B) as (a, b):
         a.know(b)
         for sequence in range(8):
             a.transport.send(B.node_id, Probe(sequence))
-        assert a.transport.dropped == {B.node_id: 3}
+        assert a.transport.traffic.dropped == {B.node_id: 3}
         b.know(a)
         await wait_until(lambda: len(b.got) == 5)
         assert [message.sequence for _, message in b.got] == [3, 4, 5, 6, 7]
@@ -236,7 +235,7 @@ async def test_a_full_queue_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_message_to_no_member_is_dropped_and_counted() -> None:
     async with running(A) as (a,):
         assert not a.transport.send(B.node_id, Probe(1))
-        assert a.transport.dropped == {B.node_id: 1}
+        assert a.transport.traffic.dropped == {B.node_id: 1}
 
 
 async def test_a_member_with_a_foreign_certificate_is_refused_alone() -> None:
