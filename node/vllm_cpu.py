@@ -243,7 +243,9 @@ class VllmServer:
         while not self._is_healthy():
             waited_s = time.monotonic() - started_s
             if not self.running or waited_s > timeout_s:
-                what = f"was not ready after {timeout_s:.0f} s" if self.running else "ended"
+                what = f"was not ready after {timeout_s:.0f} s"
+                if self._process is not None and not self.running:
+                    what = self._process.ending or "ended"
                 raise BackendUnreachableError(
                     f"the vLLM server on port {self._port} {what}; see {self.config.log_path}\n"
                     + _read_end(self.config.log_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import inspect
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -81,6 +82,7 @@ def _run(config: Path | None = None, **flags: Any) -> None:
     # The daemon loads every part of a node, which the other commands do not need.
     from node.daemon import run_node  # noqa: PLC0415
 
+    faulthandler.enable()  # one that dies in C code still says where
     run_async(run_node(settings))
 
 

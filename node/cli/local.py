@@ -206,6 +206,9 @@ async def _run_in_foreground(
     """Show a market while it runs; tell whether it was ever open."""
     progress = ExitStack()
 
+    def notice(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
     async def watch(_market: LocalMarket) -> None:
         progress.close()
         state = folder.require_state()
@@ -213,12 +216,13 @@ async def _run_in_foreground(
         console.print("[dim]Ctrl-C ends it.[/dim]")
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
+                state = folder.read_state() or state  # nodes that were started again moved
                 live.update(render_market(state, await look_at(state)), refresh=True)
                 await asyncio.sleep(WATCH_S)
 
     with progress:
         tell = progress.enter_context(show_progress(console, "starting"))
-        opened = await supervise(LocalMarket(folder), plan, tell, watch)
+        opened = await supervise(LocalMarket(folder), plan, tell, watch, notice)
     console.print("the market was stopped; its folder stays" if opened else "interrupted")
     return opened
 

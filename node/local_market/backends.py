@@ -105,8 +105,9 @@ class SimulatedBackends:
         give_up_s = time.monotonic() + SIMULATED_READY_S
         while (ready := _find_ready_line(log)) is None:
             if not process.running or time.monotonic() > give_up_s:
+                how = process.ending or "did not start"
                 raise BackendUnreachableError(
-                    f"the simulated backend {number} did not start; see {log}\n{_read_text(log)}"
+                    f"the simulated backend {number} {how}; see {log}\n{_read_text(log)}"
                 )
             await asyncio.sleep(_POLL_S)
         address = BackendAddress(ready["url"], ready["kv_events"], ready["kv_replay"])

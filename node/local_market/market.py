@@ -26,7 +26,7 @@ from iemas.core.types import NodeId
 from iemas.tls import parse_address
 from node.backends.base import BackendUnreachableError
 from node.config import ENV_PREFIX, BackendKind
-from node.guard import GuardedProcess
+from node.guard import LOG_PREFIX, GuardedProcess
 from node.local_market.backends import Progress, StartedBackend, find_model, make_backends
 from node.local_market.home import LOCK_FILE, MarketHome, MarketState, make_record
 from node.local_market.plan import CUSTOMER, SIMULATED, MarketPlan, save_plan
@@ -47,6 +47,8 @@ class RunningNode:
     process: GuardedProcess
     log: Path
     backend: StartedBackend | None
+    log_from: int
+    """Where in the log this process begins; those before it wrote there too."""
     address: str = ""
     pid: int = 0
 
@@ -54,6 +56,11 @@ class RunningNode:
     def running(self) -> bool:
         """Whether the process runs."""
         return self.process.running
+
+    def explain_end(self) -> str:
+        """Say how the process ended and what it said last."""
+        how = self.process.ending or "ended"
+        return f"{self.name} {how}: {_read_last_error(self.log, self.log_from)} (see {self.log})"
 
 
 class LocalMarket:
@@ -162,17 +169,25 @@ class LocalMarket:
         ready_file = data_dir / READY_FILE
         ready_file.unlink(missing_ok=True)
         log = data_dir / "node.log"
-        before = log.stat().st_size if log.exists() else 0
+        log_from = log.stat().st_size if log.exists() else 0
         backend = self._get_backend(name)
         # What is set around this process is for a node of its user's, not for these.
         env = {k: v for k, v in os.environ.items() if not k.upper().startswith(ENV_PREFIX)}
         process = GuardedProcess(self._make_command(name, backend), log_path=log, env=env)
-        node = RunningNode(name, self._get_node_id(name), process, log, backend)
+        node = RunningNode(name, self._get_node_id(name), process, log, backend, log_from)
         replaced, self.nodes[name] = self.nodes.get(name), node
         if replaced is not None:
             await asyncio.to_thread(replaced.process.stop)
-        await self._wait_ready(node, ready_file, before)
+        await self._wait_ready(node, ready_file)
         return node
+
+    async def restart_node(self, name: str) -> None:
+        """Start a node that ended, and say in the folder where it is now.
+
+        Raises: as `start_node`.
+        """
+        await self.start_node(name)
+        self._publish()
 
     async def kill_node(self, name: str) -> None:
         """End a node as kill -9 does: no goodbye, no flush. For tests of what follows."""
@@ -229,14 +244,15 @@ class LocalMarket:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    async def _wait_ready(self, node: RunningNode, ready_file: Path, log_from: int) -> None:
+    async def _wait_ready(self, node: RunningNode, ready_file: Path) -> None:
         give_up_s = time.monotonic() + NODE_READY_S
         while (ready := _read_ready_file(ready_file)) is None:
-            if not node.running or time.monotonic() > give_up_s:
-                what = "does not get ready" if node.running else "ended"
+            if not node.running:
+                raise ConfigurationError(node.explain_end(), node=node.name)
+            if time.monotonic() > give_up_s:
+                said = _read_last_error(node.log, node.log_from)
                 raise ConfigurationError(
-                    f"{node.name} {what}: {_read_last_error(node.log, log_from)} (see {node.log})",
-                    node=node.name,
+                    f"{node.name} does not get ready: {said} (see {node.log})", node=node.name
                 )
             await asyncio.sleep(_POLL_S)
         node.address, node.pid = ready["address"], ready["pid"]
@@ -248,9 +264,7 @@ class LocalMarket:
         while time.monotonic() < give_up_s:
             for node in self.nodes.values():
                 if not node.running:
-                    raise BackendUnreachableError(
-                        f"{node.name} ended: {_read_last_error(node.log, 0)} (see {node.log})"
-                    )
+                    raise BackendUnreachableError(node.explain_end())
             missing = await self._find_missing()
             if not missing:
                 return
@@ -334,5 +348,6 @@ def _read_last_error(log: Path, start: int) -> str:
     except OSError:
         return "it left no log"
     lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith((LOG_PREFIX, "  File "))]
     errors = [line for line in lines if "rror" in line] or lines
     return errors[-1].strip()[:500] if errors else "it said nothing"

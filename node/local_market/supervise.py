@@ -25,6 +25,7 @@ from node.local_market.backends import Progress
 from node.local_market.home import MarketHome, MarketState, ProcessRecord, is_alive
 from node.local_market.market import LocalMarket
 from node.local_market.plan import MarketPlan
+from node.local_market.restarts import Restarts
 
 STOP_S: Final = 60.0
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,10 +37,11 @@ Watch = Callable[[LocalMarket], Awaitable[None]]
 
 
 async def supervise(
-    market: LocalMarket, plan: MarketPlan, progress: Progress, watch: Watch
+    market: LocalMarket, plan: MarketPlan, progress: Progress, watch: Watch, notice: Progress
 ) -> bool:
     """Bring a market up, watch it until a signal or until `watch` returns, take it down.
 
+    Nodes that end by themselves are started again (`Restarts`); `notice` is told of it.
     Gives whether it came up before it was told to stop. Raises: what `LocalMarket.start` raises.
     """
     stop = asyncio.Event()
@@ -51,13 +53,39 @@ async def supervise(
         async with market:
             if not await _finish_first(market.start(plan, progress), stopped):
                 return False
-            await _finish_first(watch(market), stopped)
+            keeper = asyncio.create_task(keep_running(market, notice))
+            try:
+                await _finish_first(watch(market), stopped)
+            finally:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
             progress("stopping")
             return True
     finally:
         stopped.cancel()
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
+
+
+async def keep_running(market: LocalMarket, notice: Progress) -> None:
+    """Say why nodes end, and start them again while `Restarts` allows it."""
+    restarts, loop = Restarts(), asyncio.get_running_loop()
+    due_s: dict[str, float | None] = {}
+    while True:
+        ended = [name for name, node in market.nodes.items() if not node.running]
+        for name in ended:
+            if name not in due_s:
+                delay_s = restarts.note_end(name, now_s=loop.time())
+                due_s[name] = None if delay_s is None else loop.time() + delay_s
+                then = "left so" if delay_s is None else f"started again in {delay_s:.0f} s"
+                notice(f"{market.nodes[name].explain_end()}; {then}")
+            at_s = due_s[name]
+            if at_s is not None and loop.time() >= at_s:
+                del due_s[name]
+                with contextlib.suppress(ConfigurationError):  # it ended again, or is stuck
+                    await market.restart_node(name)
+                restarts.note_start(name, now_s=loop.time())
+        await asyncio.sleep(_POLL_S)
 
 
 async def _finish_first(work: Awaitable[None], stopped: asyncio.Task[bool]) -> bool:
@@ -169,7 +197,7 @@ def main() -> None:
     chosen = parser.parse_args()
     plan = msgspec.json.decode(chosen.plan, type=MarketPlan)
     try:
-        asyncio.run(supervise(LocalMarket(chosen.home), plan, _tell, _watch_forever))
+        asyncio.run(supervise(LocalMarket(chosen.home), plan, _tell, _watch_forever, _tell))
     except IemasError as error:
         _tell(ERROR_PREFIX + " ".join(str(error).split()))
         sys.exit(1)

@@ -96,6 +96,32 @@ def test_the_end_of_the_child_is_seen_and_its_output_kept(tmp_path: Path) -> Non
     process.stop()
 
 
+@pytest.mark.parametrize(
+    ("program", "ending"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 35)", "was killed by signal 35"),
+        ("raise SystemExit(3)", "exited with code 3"),
+    ],
+)
+def test_how_the_child_ended_is_told_and_logged(tmp_path: Path, program: str, ending: str) -> None:
+    process = GuardedProcess([sys.executable, "-c", program], log_path=tmp_path / "log")
+    wait_until(lambda: not process.running)
+    assert process.ending == ending
+    assert f"guard: the process {ending}" in (tmp_path / "log").read_text()
+    process.stop()
+    assert process.ending == ending
+
+
+def test_a_child_that_was_stopped_did_not_end_by_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ids")]
+    process = GuardedProcess(command, log_path=tmp_path / "log", grace_s=0.5)
+    read_ids(tmp_path)
+    process.stop()
+    assert process.ending == ""
+    assert "guard: " not in (tmp_path / "log").read_text()
+
+
 def test_a_killed_guard_takes_its_child_along(tmp_path: Path) -> None:
     process = GuardedProcess(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "ids")], log_path=tmp_path / "log"

@@ -27,6 +27,7 @@ from node.cli.history import check_market
 from node.local_market import Funds, LocalMarket, MarketHome, MarketPlan
 from node.local_market.plan import CUSTOMER
 from node.local_market.probe import get_term
+from node.local_market.supervise import keep_running
 from tests.market_checks import (
     check_history,
     compute_spent,
@@ -271,6 +272,7 @@ async def test_killed_nodes_do_not_end_the_market(fragile: LocalMarket) -> None:
         await client.chat.completions.create(messages=question, max_tokens=4)
         await kill_provider(fragile, client, question)
         await kill_auctioneer(fragile, client, question)
+    await wait_revived(fragile)
     await wait_settled(fragile)
     await check_history(fragile)
 
@@ -302,6 +304,23 @@ async def kill_auctioneer(
     completion = await client.chat.completions.create(messages=question, max_tokens=4)
     assert time.monotonic() - started < 8
     assert completion.market.auctioneer != term.auctioneer.hex()
+
+
+async def wait_revived(market: LocalMarket) -> None:
+    """A node that crashes, and those that ended before, are started again; why is told."""
+    crashed = next(node for node in market.nodes.values() if node.running)
+    os.kill(crashed.pid, signal.SIGSEGV)
+    notices: list[str] = []
+    keeper = asyncio.create_task(keep_running(market, notices.append))
+    try:
+        await wait_until(lambda: len(notices) == 2, 10)
+        await wait_until(lambda: all(n.running and n.address for n in market.nodes.values()), 30)
+    finally:
+        keeper.cancel()
+    told = next(line for line in notices if line.startswith(f"{crashed.name} "))
+    assert "was killed by SIGSEGV: Fatal Python error: Segmentation fault" in told
+    assert told.endswith("; started again in 1 s")
+    await market._wait_open()
 
 
 # --- nothing stays behind ------------------------------------------------------------------------
