@@ -33,7 +33,7 @@ from iemas.ledger.application import LedgerApplication
 from iemas.ledger.header import Block
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import ResultCode, Settle
-from iemas.testing.chain import LedgerChain, accept_transcript, make_genesis
+from iemas.testing.chain import LedgerChain, make_genesis
 
 ESCROW_MICROS = 4_000_000
 AMOUNT_MICROS = 1_000
@@ -78,11 +78,6 @@ def make_chain(totals: int, providers: int, others: int) -> tuple[LedgerChain, B
     return chain, chain.make_block(transactions)
 
 
-def make_replica(chain: LedgerChain) -> LedgerApplication:
-    """Make a replica at genesis."""
-    return LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
-
-
 def make_empty_block(chain: LedgerChain, replica: LedgerApplication) -> Block:
     """Make the block after the replica's last one, without transactions."""
     state = replica.state
@@ -96,9 +91,9 @@ def measure(totals: int, providers: int, others: int, repeats: int) -> dict[str,
     parts: dict[str, list[float]] = {}
     for _ in range(repeats):
         forget_verdicts()
-        cold.append(time_block(make_replica(chain), block, chain)[0])
+        cold.append(time_block(chain.make_app(), block, chain)[0])
         forget_verdicts()
-        replica = make_replica(chain)
+        replica = chain.make_app()
         started = time.perf_counter()
         for signed in block.transactions:
             replica.check_tx(signed)

@@ -28,7 +28,7 @@ from iemas.core.ready import Event, Ready, RecordKind
 from iemas.core.types import NodeId
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import FundEscrow, Transaction
-from iemas.testing.chain import LedgerChain, accept_transcript, make_genesis, make_identity
+from iemas.testing.chain import LedgerChain, make_genesis, make_identity
 from iemas.testing.clock import SimulatedClock
 from iemas.testing.disk import SimulatedDisk
 from iemas.testing.network import NetworkFaults, SimulatedNetwork
@@ -166,12 +166,12 @@ class Cluster:
         self.replicas = {name: Replica(self, name) for name in (*names, *observers)}
         self._names = {replica.node_id: name for name, replica in self.replicas.items()}
 
+    def make_app(self, name: str) -> LedgerApplication:
+        return self.chain.make_app()
+
     def make_engine(self, name: str) -> TendermintEngine:
-        app = LedgerApplication(
-            self.chain.genesis, self.chain.chain_id, verify_transcript=accept_transcript
-        )
         return TendermintEngine(
-            app,
+            self.make_app(name),
             genesis=self.chain.genesis,
             chain_id=self.chain.chain_id,
             signer=self.chain.get_signer(name),

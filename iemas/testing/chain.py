@@ -26,7 +26,7 @@ from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketP
 from iemas.core.types import AccountId, ChannelId, Hash, HubId, Lateness, NodeId, Prices
 from iemas.core.vote import Vote, VoteKind
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
-from iemas.ledger.header import Block, BlockHeader, compute_transactions_root
+from iemas.ledger.header import Block
 from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
@@ -40,6 +40,7 @@ from iemas.ledger.transaction import (
     TransactionResult,
     TranscriptEvidence,
 )
+from iemas.testing.engine import InProcessEngine
 
 HUB = HubId("model")
 START_MS = 1_800_000_000_000
@@ -85,29 +86,60 @@ def accept_transcript(transcript: object, state: LedgerState) -> None:
 
 
 class LedgerChain:
-    """A ledger application, the keys of everyone on it, and a clock that blocks move."""
+    """A ledger application, the keys of everyone on it, and a clock that blocks move.
+
+    With more `replicas` every block is applied at each, and their results are compared.
+    """
 
     def __init__(
         self,
         genesis: Genesis | None = None,
         *,
         verify_transcript: TranscriptVerifier = accept_transcript,
+        replicas: int = 1,
     ) -> None:
         self.genesis = genesis if genesis is not None else make_genesis()
         self.chain_id = self.genesis.compute_chain_id(b"test genesis")
         self.hub = self.genesis.hub
-        self.app = LedgerApplication(
-            self.genesis, self.chain_id, verify_transcript=verify_transcript
-        )
-        self.now_ms = self.genesis.time_ms
-        self.blocks: list[Block] = []
+        self._verify_transcript = verify_transcript
         self._names: dict[bytes, str] = {}
+        self.engine = InProcessEngine(
+            lambda _: self.make_app(),
+            [validator.node_id for validator in self.genesis.validators[:replicas]],
+            get_signer=lambda node_id: self.get_signer(self.get_name(node_id)),
+            now_ms=self.genesis.time_ms,
+        )
         self._nonces: dict[str, int] = {}
+
+    def make_app(self) -> LedgerApplication:
+        """Make another replica's application, at genesis."""
+        return LedgerApplication(
+            self.genesis, self.chain_id, verify_transcript=self._verify_transcript
+        )
+
+    @property
+    def app(self) -> LedgerApplication:
+        """The application; the first replica's."""
+        return self.engine.app
 
     @property
     def state(self) -> LedgerState:
         """The committed state."""
-        return self.app.state
+        return self.engine.state
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks applied so far."""
+        return self.engine.blocks
+
+    @property
+    def now_ms(self) -> int:
+        """The clock: the last block's time, unless somebody moved it on."""
+        return self.engine.now_ms
+
+    @now_ms.setter
+    def now_ms(self, now_ms: int) -> None:
+        self.engine.now_ms = now_ms
 
     def get_id(self, name: str) -> AccountId:
         """Give the account id behind a name; it is the node id as well."""
@@ -155,20 +187,15 @@ class LedgerChain:
 
         Without a `proposer` the validators take turns.
         """
-        header = BlockHeader(
-            chain_id=self.chain_id,
-            height=self.state.height + 1,
-            previous_hash=Hash(SOME_HASH),
-            time_ms=self.now_ms + after_ms,
-            state_root=self.state.compute_root(),
-            transactions_root=compute_transactions_root(transactions),
-            validators_hash=Hash(SOME_HASH),
-            next_validators_hash=Hash(SOME_HASH),
-        )
         validators = self.genesis.validators
-        in_turn = self.get_name(validators[header.height % len(validators)].node_id)
-        signed = self.sign(proposer or in_turn, replace(header, **changes))
-        return Block(signed, tuple(transactions))
+        in_turn = validators[(self.state.height + 1) % len(validators)].node_id
+        name = proposer or self.get_name(in_turn)
+        block = self.engine.make_block(
+            transactions, proposer=self.get_node(name), time_ms=self.now_ms + after_ms
+        )
+        if not changes:
+            return block
+        return replace(block, header=self.sign(name, replace(block.header.message, **changes)))
 
     def apply(
         self,
@@ -179,11 +206,7 @@ class LedgerChain:
     ) -> FinalizedBlock:
         """Apply and commit the next block."""
         block = self.make_block(transactions, after_ms=after_ms, proposer=proposer)
-        finalized = self.app.finalize_block(block)
-        self.app.commit()
-        self.now_ms = block.time_ms
-        self.blocks.append(block)
-        return finalized
+        return self.engine.execute(block)
 
     def submit(self, name: str, body: TransactionBody) -> TransactionResult:
         """Apply one transaction in a block of its own and give its result."""

@@ -21,7 +21,7 @@ from tests.cluster import FOUR
 
 CHAIN = LedgerChain(make_genesis(validators=FOUR))
 VALIDATORS = make_first_validators(CHAIN.state)
-BLOCK = CHAIN.make_block(validators_hash=VALIDATORS.compute_hash())
+BLOCK = CHAIN.make_block()
 
 
 def precommit(name: str, **changes: object) -> Signed[Vote]:
@@ -82,17 +82,17 @@ def test_a_commit_of_another_chain_is_refused() -> None:
 
 
 def test_a_commit_is_of_its_block() -> None:
-    other = CHAIN.make_block(validators_hash=VALIDATORS.compute_hash(), time_ms=5)
+    other = CHAIN.make_block(time_ms=5)
     assert "another block's" in refuse(replace(DECIDED, block=other))
 
 
 def test_a_blocks_maker_is_a_validator() -> None:
-    block = CHAIN.make_block(proposer="alice", validators_hash=VALIDATORS.compute_hash())
+    block = CHAIN.make_block(proposer="alice")
     commit = replace(DECIDED.commit, block_hash=block.hash)
     assert "is no validator" in refuse(CommittedBlock(block, commit))
 
 
 def test_a_header_names_the_validators_that_decide() -> None:
-    block = CHAIN.make_block()
+    block = CHAIN.make_block(validators_hash=Hash(bytes(32)))
     commit = replace(DECIDED.commit, block_hash=block.hash)
     assert "other validators" in refuse(CommittedBlock(block, commit))

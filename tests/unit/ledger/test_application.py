@@ -17,11 +17,10 @@ from iemas.core.types import ChannelId
 from iemas.ledger.application import (
     APPLIED_WINDOW_BLOCKS,
     MAX_BLOCK_TRANSACTIONS,
-    LedgerApplication,
 )
 from iemas.ledger.header import Block
 from iemas.ledger.transaction import FundEscrow, ResultCode, Settle, TransferFunds
-from iemas.testing.chain import LedgerChain, accept_transcript
+from iemas.testing.chain import LedgerChain
 
 
 def refuse_block(chain: LedgerChain, block: Block) -> str:
@@ -69,14 +68,12 @@ def test_the_root_covers_refusals(chain: LedgerChain) -> None:
     assert chain.apply([refused]).state_root != other.apply().state_root
 
 
-def test_two_replicas_agree(chain: LedgerChain) -> None:
-    other = LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
+def test_two_replicas_agree() -> None:
+    chain = LedgerChain(replicas=2)
     chain.submit("alice", TransferFunds(chain.get_id("bob"), 5))
     chain.end_term()
-    for block in chain.blocks:
-        other.finalize_block(block)
-        other.commit()
-    assert other.state.compute_root() == chain.state.compute_root()
+    first, second = chain.engine.alive
+    assert first.app.state.compute_root() == second.app.state.compute_root()
 
 
 def test_a_finalized_block_changes_nothing_before_its_commit(chain: LedgerChain) -> None:

@@ -26,7 +26,7 @@ from iemas.ledger.transaction import (
     VoteModel,
     VoteParameter,
 )
-from iemas.testing.chain import PRICES, LedgerChain, accept_transcript, make_genesis
+from iemas.testing.chain import PRICES, LedgerChain, make_genesis
 
 MODEL = Hash(b"\x01" * 32)
 PARAMS = MarketParams(min_stake_micros=500, ask_bond_micros=50)
@@ -63,10 +63,6 @@ def busy() -> LedgerChain:
     return chain
 
 
-def make_replica(chain: LedgerChain) -> LedgerApplication:
-    return LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
-
-
 def copy_snapshot(source: LedgerChain, target: LedgerApplication) -> None:
     offer = source.app.list_snapshots()[0]
     assert target.offer_snapshot(offer, source.state.compute_root())
@@ -84,7 +80,7 @@ def test_a_state_round_trips(busy: LedgerChain) -> None:
 
 
 def test_a_replica_starts_from_a_snapshot_and_follows(busy: LedgerChain) -> None:
-    replica = make_replica(busy)
+    replica = busy.make_app()
     copy_snapshot(busy, replica)
     applied = busy.make_transaction("alice", FundEscrow(busy.hub, 1))
     busy.apply([applied])
@@ -96,14 +92,14 @@ def test_a_replica_starts_from_a_snapshot_and_follows(busy: LedgerChain) -> None
 
 def test_a_snapshot_travels_in_chunks(busy: LedgerChain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "CHUNK_BYTES", 100)
-    replica = make_replica(busy)
+    replica = busy.make_app()
     copy_snapshot(busy, replica)
     assert busy.app.list_snapshots()[0].chunks > 10
     assert replica.state.height == busy.state.height
 
 
 def test_a_snapshot_with_another_root_is_refused(busy: LedgerChain) -> None:
-    replica = make_replica(busy)
+    replica = busy.make_app()
     offer = busy.app.list_snapshots()[0]
     replica.offer_snapshot(offer, Hash(bytes(32)))
     chunk = busy.app.load_snapshot_chunk(offer.height, 0)
@@ -114,7 +110,7 @@ def test_a_snapshot_with_another_root_is_refused(busy: LedgerChain) -> None:
 
 
 def test_chunks_with_another_hash_are_refused(busy: LedgerChain) -> None:
-    replica = make_replica(busy)
+    replica = busy.make_app()
     replica.offer_snapshot(busy.app.list_snapshots()[0], busy.state.compute_root())
     with pytest.raises(InvalidBlockError):
         replica.apply_snapshot_chunk(b"something else")
@@ -132,7 +128,7 @@ def test_chunks_with_another_hash_are_refused(busy: LedgerChain) -> None:
     ],
 )
 def test_nonsense_is_refused_by_name(chain: LedgerChain, data: bytes) -> None:
-    replica = make_replica(chain)
+    replica = chain.make_app()
     replica.offer_snapshot(Snapshot(5, 1, 1, compute_hash(data)), Hash(bytes(32)))
     with pytest.raises(MalformedMessageError):
         replica.apply_snapshot_chunk(data)

@@ -20,10 +20,9 @@ from iemas.consensus.messages import (
 from iemas.core.auction import Transcript
 from iemas.core.errors import ConfigurationError
 from iemas.core.ready import Record, RecordKind
-from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import FundEscrow, SettlementEntry
 from iemas.ledger.transfer import Transfer, TransferReason, get_available, get_escrow
-from iemas.testing.chain import LedgerChain, accept_transcript, make_genesis
+from iemas.testing.chain import LedgerChain, make_genesis
 from node import storage as storing
 from node.storage import SCHEMA_VERSION, Storage
 
@@ -167,9 +166,10 @@ def test_a_replayed_height_is_posted_once(storage: Storage, path: Path) -> None:
 
 
 def make_engine(chain: LedgerChain) -> TendermintEngine:
-    app = LedgerApplication(chain.genesis, chain.chain_id, verify_transcript=accept_transcript)
     signer = chain.get_signer("node-1")
-    return TendermintEngine(app, genesis=chain.genesis, chain_id=chain.chain_id, signer=signer)
+    return TendermintEngine(
+        chain.make_app(), genesis=chain.genesis, chain_id=chain.chain_id, signer=signer
+    )
 
 
 def restore(engine: TendermintEngine, storage: Storage) -> None:
