@@ -5,7 +5,7 @@ travelled, so signatures stay checkable. Beside them stand the ledger's double e
 tables, `accounts` and `transfers`, for anyone with `sqlite3` to query. Every write is one
 transaction and on disk when it returns (WAL, synchronous=FULL).
 
-Source: docs/spec/application.md §3.
+Source: docs/spec/application.md §4.
 """
 
 from __future__ import annotations

@@ -121,9 +121,12 @@ class Replica:
 
         def wake() -> None:
             if self._process == process:
-                self.carry_out(self.engine.tick(now_ms=self.now_ms))
+                self.wake()
 
         self._cluster.clock.call_later(max(wake_at_ms - now_ms, 1), wake)
+
+    def wake(self) -> None:
+        self.carry_out(self.engine.tick(now_ms=self.now_ms))
 
     def _receive(self, sender: NodeId, message: Any) -> None:
         self.step(message, sender)
@@ -142,6 +145,8 @@ class Replica:
 
 class Cluster:
     """Validators (and observers) on one simulated network."""
+
+    replica_type: type[Replica] = Replica
 
     def __init__(
         self,
@@ -163,7 +168,7 @@ class Cluster:
         self._decided: dict[int, tuple[str, bytes, bytes]] = {}
         self._signed: dict[tuple[object, ...], set[object]] = defaultdict(set)
         self.broken: list[str] = []
-        self.replicas = {name: Replica(self, name) for name in (*names, *observers)}
+        self.replicas = {name: self.replica_type(self, name) for name in (*names, *observers)}
         self._names = {replica.node_id: name for name, replica in self.replicas.items()}
 
     def make_app(self, name: str) -> LedgerApplication:

@@ -73,6 +73,8 @@ class Chain:
         self, app: LedgerApplication, *, chain_id: str, read_blocks: BlockReader | None = None
     ) -> None:
         self.app = app
+        if app.info().height == 0:
+            app.init_chain()
         self.validators: ValidatorSet = make_first_validators(app.state)
         self._chain_id = chain_id
         self._read_blocks = read_blocks

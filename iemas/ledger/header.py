@@ -1,7 +1,7 @@
 """Blocks: a signed header that names everything, and the transactions beside it.
 
 Who wants to know only *that* a block was decided needs its header and its commit
-(`iemas.consensus.messages.Commit`), not its transactions. Source: docs/spec/application.md §2.
+(`iemas.consensus.messages.Commit`), not its transactions. Source: docs/spec/application.md §1.
 """
 
 from __future__ import annotations

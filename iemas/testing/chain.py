@@ -20,6 +20,7 @@ from iemas.core.auction import (
 )
 from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed
+from iemas.core.errors import InternalError
 from iemas.core.execution import ChannelTotal
 from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator, MarketParams
@@ -204,9 +205,13 @@ class LedgerChain:
         after_ms: int = 0,
         proposer: str | None = None,
     ) -> FinalizedBlock:
-        """Apply and commit the next block."""
+        """Apply and commit the next block. Raises: InternalError if replicas differ on it."""
         block = self.make_block(transactions, after_ms=after_ms, proposer=proposer)
-        return self.engine.execute(block)
+        finalized = self.engine.execute(block)
+        self.now_ms = block.time_ms
+        if any(replica.finalized[block.height] != finalized for replica in self.engine.alive):
+            raise InternalError(f"the replicas differ on block {block.height}", height=block.height)
+        return finalized
 
     def submit(self, name: str, body: TransactionBody) -> TransactionResult:
         """Apply one transaction in a block of its own and give its result."""

@@ -102,7 +102,9 @@ class InProcessEngine:
         """Let time pass; then decide blocks while something waits, or if the chain was idle."""
         self.now_ms += duration_ms
         idle_ms = self.state.params.idle_block_interval_ms
-        while self._has_work() or self.now_ms >= self.state.time_ms + idle_ms:
+        if self.now_ms >= self.state.time_ms + idle_ms:
+            self.decide(self.propose())
+        while self._has_work():
             self.decide(self.propose())
 
     def _has_work(self) -> bool:
@@ -159,35 +161,31 @@ class InProcessEngine:
     def execute(self, block: Block) -> FinalizedBlock:
         """Apply a block as decided at every replica, whatever they would have voted.
 
-        Raises: InternalError if they do not agree on what it did; QuorumUnavailableError if all
-        of them die; what `finalize_block` raises.
+        A replica whose application fails stops; give what the first of the others made of it.
+
+        Raises: the failure of the last one, if all stop.
         """
         self.blocks.append(block)
-        self.now_ms = max(self.now_ms, block.time_ms)
-        applied = [(replica, self._apply(replica, block)) for replica in self.alive]
-        results = [finalized for _, finalized in applied if finalized is not None]
+        failure: Exception = QuorumUnavailableError("no replica is alive")
+        results: list[FinalizedBlock] = []
+        for replica in self.alive:
+            try:
+                results.append(self._apply(replica, block))
+            except (CrashError, InternalError) as error:
+                replica.alive, failure = False, error
         if not results:
-            raise QuorumUnavailableError(f"every replica died while it applied {block.height}")
-        if any(finalized != results[0] for finalized in results):
-            raise InternalError(
-                f"the replicas applied block {block.height} and have different results",
-                height=block.height,
-            )
+            raise failure
         return results[0]
 
-    def _apply(self, replica: InProcessReplica, block: Block) -> FinalizedBlock | None:
-        try:
-            replica.finalized[block.height] = replica.app.finalize_block(block)
-            replica.app.commit()
-        except CrashError:
-            replica.alive = False
-            return None
+    def _apply(self, replica: InProcessReplica, block: Block) -> FinalizedBlock:
+        replica.finalized[block.height] = finalized = replica.app.finalize_block(block)
+        replica.app.commit()
         for signed in block.transactions:
             replica.waiting.pop(signed.hash, None)
         for signed in list(replica.waiting.values()):
             if replica.app.check_tx(signed).code is not ResultCode.OK:
                 del replica.waiting[signed.hash]
-        return replica.finalized[block.height]
+        return finalized
 
     # --- processes -------------------------------------------------------------------------------
 
