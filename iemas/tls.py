@@ -51,6 +51,7 @@ CA_EXTENSION = x509.ObjectIdentifier("2.25.3269668667728838562797189019628935145
 
 _CA_NOT_BEFORE = datetime(2020, 1, 1, tzinfo=UTC)
 _CA_NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280 §4.1.2.5: no end
+_CONNECT_TIMEOUT_MS = 5_000
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 
@@ -462,7 +463,8 @@ def channel_options(node_id: NodeId) -> ChannelOptions:
         *common_options(),
         ("grpc.ssl_target_name_override", server_name(node_id)),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name, it bounds how long a connection may take to be made.
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.enable_http_proxy", 0),
     ]

@@ -1,12 +1,19 @@
-"""Many handshakes at once, while certificates change, do not end the process.
+"""Connections under load: many handshakes at once end no process, slow ones succeed."""
 
-In a process of its own, as it died of SIGSEGV in gRPC before `CertificateFeed`.
-"""
-
+import asyncio
+import contextlib
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from iemas import tls
+from iemas.core.identity import Identity
+from node.transport import NodeCertificates, PublicListener
 
 SECONDS = 1.0
+SLOW_S = 0.25
 PROGRAM = """
 import asyncio, ssl, sys
 import grpc
@@ -48,7 +55,43 @@ asyncio.run(main())
 
 
 def test_many_handshakes_at_once_end_no_process() -> None:
+    """In a process of its own, as it died of SIGSEGV in gRPC before `CertificateFeed`."""
     command = [sys.executable, "-c", PROGRAM, str(SECONDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
+
+
+@contextlib.asynccontextmanager
+async def slow_road(port: int) -> AsyncIterator[int]:
+    """Listen for connections to a port and hold each back for a while, as a busy machine does."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(SLOW_S)
+        there = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+    async with await asyncio.start_server(carry, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_connection_that_takes_long_is_waited_for() -> None:
+    certificates = NodeCertificates(Identity(bytes(32)))
+    listener = PublicListener(certificates, [])
+    port = await listener.start("127.0.0.1:0")
+    try:
+        async with slow_road(port) as slow_port:
+            address = tls.Address(certificates.identity.node_id, "127.0.0.1", slow_port)
+            async with await tls.connect(address) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                answer = await stub.Check(health_pb2.HealthCheckRequest())
+    finally:
+        await listener.stop(0)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
