@@ -32,7 +32,7 @@ from iemas.core.envelope import Envelope, Signed, get_domain
 from iemas.core.errors import IemasError, MalformedMessageError
 from iemas.core.identity import Identity
 from iemas.core.types import NodeId
-from iemas.ledger import header, proofs, transaction
+from iemas.ledger import header, history, proofs, transaction
 from iemas.v1 import (
     auction_pb2,
     consensus_pb2,
@@ -81,6 +81,7 @@ _CORE_MODULES = (
     vote,
     transaction,
     header,
+    history,
     proofs,
     voting,
     consensus,

@@ -55,6 +55,7 @@ from iemas.core.params import Genesis
 from iemas.core.ready import Answer, Event, Ready, Send
 from iemas.core.report import Report
 from iemas.core.types import FinishReason, NodeId, Prices, short_id
+from iemas.ledger.history import make_history_records
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     ResultCode,
@@ -347,19 +348,21 @@ class NodeCore:
         applied = self.engine.take_applied()
         if not applied:
             return Ready()
+        ready = Ready()
         for block in applied:
-            self._record_results(block)
-        ready = self.rounds.follow_ledger(now_ms=now_ms)
+            ready += self._record_results(block)
+        ready += self.rounds.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self.duties.do(now_ms=now_ms)
 
-    def _record_results(self, applied: AppliedBlock) -> None:
-        """Keep the last transactions' results, for whoever waits for them."""
+    def _record_results(self, applied: AppliedBlock) -> Ready:
+        """Keep the last transactions' results, for whoever waits for them, and all on disk."""
         block = applied.block
         for transaction, result in zip(block.transactions, applied.results, strict=True):
             self.results[transaction.hash] = (result, block.height)
         while len(self.results) > MAX_RESULTS:
             self.results.pop(next(iter(self.results)))
+        return Ready(persist=make_history_records(block, applied.results))
 
     def _publish(self, now_ms: int) -> Ready:
         ready = Ready()

@@ -28,7 +28,7 @@ from iemas.ledger.transfer import LedgerAccount, Transfer
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BLOCKS_PAGE = 64
 

@@ -97,6 +97,7 @@ class LightChain:
             transactions_root=Hash(bytes(32)),
             validators_hash=hash_members(list_members(voters)),
             next_validators_hash=hash_members(list_members(self.sets[height])),
+            results_root=Hash(bytes(32)),
         )
         made = get_signer(min(voters) if proposer is None else proposer)
         signed = made.sign(replace(header, **changes))

@@ -122,6 +122,7 @@ class Chain:
             transactions_root=compute_transactions_root(transactions),
             validators_hash=self.validators.compute_hash(),
             next_validators_hash=self._compute_next_validators_hash(),
+            results_root=state.facts.results_root,
         )
         return Block(signer.sign(header), transactions)
 

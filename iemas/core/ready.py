@@ -18,6 +18,9 @@ class RecordKind(StrEnum):
     """The tables of a node's store."""
 
     BLOCK = "block"
+    RESULTS = "results"
+    TRANSACTION = "transaction"
+    SETTLEMENT = "settlement"
     SIGNED = "signed"
     VALID = "valid"
     TRANSCRIPT = "transcript"

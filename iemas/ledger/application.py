@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from iemas.core.encoding import compute_hash, encode_canonical
+from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import (
     InternalError,
@@ -24,6 +24,7 @@ from iemas.core.types import AccountId, Hash
 from iemas.ledger.blocks import begin_block, end_block, note_voters
 from iemas.ledger.epochs import start_epoch
 from iemas.ledger.header import Block, compute_transactions_root
+from iemas.ledger.history import compute_results_root
 from iemas.ledger.invariants import check_invariants
 from iemas.ledger.records import Duty, ValidatorKey, ValidatorRecord
 from iemas.ledger.rules.evidence import TranscriptVerifier
@@ -170,6 +171,7 @@ class LedgerApplication:
         self._check_rules(block)
         if block.header.message.state_root != self._state.compute_root():
             raise _refuse_block(block, "its state root is not this replica's")
+        self._check_results(block)
         for signed in block.transactions:
             try:
                 verify_signed(signed, self._chain_id, expected_signer=signed.message.account)
@@ -200,13 +202,14 @@ class LedgerApplication:
         """
         self._check_rules(block)
         self._check_agreement(block)
+        self._check_results(block)
         state = self._state.copy()
         state.facts = replace(state.facts, height=block.height, time_ms=block.time_ms)
         begin_block(state)
         results, applied = self._apply_transactions(state, block.transactions)
         state.set_applied(block.height, applied, window=APPLIED_WINDOW_BLOCKS)
         end_block(state, block.proposer)
-        state.facts = replace(state.facts, results_hash=compute_results_hash(results))
+        state.facts = replace(state.facts, results_root=compute_results_root(results))
         check_invariants(state)
         self._pending = state
         return FinalizedBlock(tuple(results), tuple(state.transfers), state.compute_root())
@@ -234,6 +237,10 @@ class LedgerApplication:
                 f"{block.header.message.state_root.hex()}",
                 height=self._state.height,
             )
+
+    def _check_results(self, block: Block) -> None:
+        if block.header.message.results_root != self._state.facts.results_root:
+            raise _refuse_block(block, "it names other results of the block before it")
 
     def _apply_transactions(
         self, state: LedgerState, transactions: Sequence[Signed[Transaction]]
@@ -327,12 +334,6 @@ def issue_genesis(state: LedgerState) -> None:
     start_term(state, genesis.hub, 0, genesis.time_ms)
     start_epoch(state, genesis.hub, 0, genesis.time_ms)
     note_voters(state)
-
-
-def compute_results_hash(results: Iterable[TransactionResult]) -> Hash:
-    """Hash a block's results, so that the state root covers refusals too."""
-    plain = tuple((int(result.code), result.detail) for result in results)
-    return compute_hash(encode_canonical(plain))
 
 
 def _issue(state: LedgerState, account: LedgerAccount, micros: int) -> None:

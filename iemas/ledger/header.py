@@ -24,6 +24,7 @@ _HASHES = (
     "transactions_root",
     "validators_hash",
     "next_validators_hash",
+    "results_root",
 )
 
 
@@ -36,6 +37,7 @@ class BlockHeader:
     it never goes back. `transactions_root` is `compute_transactions_root` of the block's
     transactions, `validators_hash` names the set that votes on this height, `next_validators_hash`
     that of the next height, so that whoever trusts a header knows who may sign the one after it.
+    `results_root` is the Merkle root over the results of the *previous* block's transactions.
     """
 
     chain_id: str
@@ -46,6 +48,7 @@ class BlockHeader:
     transactions_root: Hash
     validators_hash: Hash
     next_validators_hash: Hash
+    results_root: Hash
 
     def __post_init__(self) -> None:
         require(self.height >= 1, f"heights count from 1, got {self.height}")
@@ -87,9 +90,12 @@ def compute_transactions_root(transactions: Iterable[Signed[Transaction]]) -> Ha
     A transaction's id leaves its signature out; here it counts, or whoever passes a block on
     could spoil a signature in it and the block would keep its hash.
     """
-    return compute_root(
-        [
-            compute_hash(signed.envelope.payload, signed.envelope.signer, signed.envelope.signature)
-            for signed in transactions
-        ]
-    )
+    return compute_root(list_transaction_leaves(transactions))
+
+
+def list_transaction_leaves(transactions: Iterable[Signed[Transaction]]) -> list[bytes]:
+    """Give the leaves of a block's transactions: the hashes of all that travelled of each."""
+    return [
+        compute_hash(signed.envelope.payload, signed.envelope.signer, signed.envelope.signature)
+        for signed in transactions
+    ]

@@ -128,13 +128,13 @@ class ValidatorPower(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChainFacts:
-    """What is true of the chain as a whole. `results_hash` covers the last block's results."""
+    """What is true of the chain as a whole. `results_root` covers the last block's results."""
 
     chain_id: str
     height: int
     time_ms: int
     supply_micros: int
-    results_hash: bytes
+    results_root: Hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def decode_state(genesis: Genesis, data: bytes) -> LedgerState:
             if name == "facts":
                 facts = rebuild(ChainFacts, value)
             else:
-                key_type, value_type = _TABLE_TYPES[name]
+                key_type, value_type = TABLE_TYPES[name]
                 tables[name][rebuild(key_type, key)] = rebuild(value_type, value)
         if facts is None:
             raise MalformedMessageError("the snapshot lacks the chain's facts")
@@ -121,4 +121,5 @@ def _find_table_types() -> dict[str, tuple[Any, Any]]:
     return {name: get_args(hints[name]) for name in TABLE_NAMES}
 
 
-_TABLE_TYPES = _find_table_types()
+TABLE_TYPES = _find_table_types()
+"""The types of every table's keys and records."""

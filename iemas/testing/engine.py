@@ -133,6 +133,7 @@ class InProcessEngine:
             transactions_root=compute_transactions_root(chosen),
             validators_hash=_hash_members(state, height),
             next_validators_hash=_hash_members(state, height + 1),
+            results_root=state.facts.results_root,
         )
         return Block(self._get_signer(proposer).sign(header), chosen)
 

@@ -830,6 +830,103 @@ class TransactionResult(_message.Message):
 Global___TransactionResult: _TypeAlias = TransactionResult  # noqa: Y015
 
 @_typing.final
+class BlockResults(_message.Message):
+    """The results of a block's transactions, in their order: what a node keeps to prove them later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransactionResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___TransactionResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockResults: _TypeAlias = BlockResults  # noqa: Y015
+
+@_typing.final
+class TransactionPlace(_message.Message):
+    """Where a transaction is recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    height: _builtins.int
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "id", b"id", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactionPlace: _TypeAlias = TransactionPlace  # noqa: Y015
+
+@_typing.final
+class TransactionProof(_message.Message):
+    """That a transaction is in a block, and what became of it. The header after the block's carries
+    the block's hash and the root of its results.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    INCLUSION_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    RESULT_INCLUSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _types_pb2.Envelope:
+        """of BlockHeader"""
+
+    @_builtins.property
+    def transaction(self) -> _types_pb2.Envelope:
+        """of Transaction"""
+
+    @_builtins.property
+    def inclusion(self) -> _types_pb2.InclusionProof:
+        """under the header's transactions_root"""
+
+    @_builtins.property
+    def result(self) -> Global___TransactionResult: ...
+    @_builtins.property
+    def result_inclusion(self) -> _types_pb2.InclusionProof:
+        """under the next header's results_root"""
+
+    def __init__(
+        self,
+        *,
+        header: _types_pb2.Envelope | None = ...,
+        transaction: _types_pb2.Envelope | None = ...,
+        inclusion: _types_pb2.InclusionProof | None = ...,
+        result: Global___TransactionResult | None = ...,
+        result_inclusion: _types_pb2.InclusionProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "inclusion", b"inclusion", "result", b"result", "result_inclusion", b"result_inclusion", "transaction", b"transaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "inclusion", b"inclusion", "result", b"result", "result_inclusion", b"result_inclusion", "transaction", b"transaction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactionProof: _TypeAlias = TransactionProof  # noqa: Y015
+
+@_typing.final
 class BlockHeader(_message.Message):
     """What a block is; signed by the proposer that made it."""
 
@@ -843,6 +940,7 @@ class BlockHeader(_message.Message):
     TRANSACTIONS_ROOT_FIELD_NUMBER: _builtins.int
     VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
     NEXT_VALIDATORS_HASH_FIELD_NUMBER: _builtins.int
+    RESULTS_ROOT_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.str
     height: _builtins.int
     previous_hash: _builtins.bytes
@@ -854,6 +952,8 @@ class BlockHeader(_message.Message):
     """of those that vote on this height"""
     next_validators_hash: _builtins.bytes
     """of those that vote on the next height"""
+    results_root: _builtins.bytes
+    """of the previous block's transactions"""
     def __init__(
         self,
         *,
@@ -865,10 +965,11 @@ class BlockHeader(_message.Message):
         transactions_root: _builtins.bytes = ...,
         validators_hash: _builtins.bytes = ...,
         next_validators_hash: _builtins.bytes = ...,
+        results_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "next_validators_hash", b"next_validators_hash", "previous_hash", b"previous_hash", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "height", b"height", "next_validators_hash", b"next_validators_hash", "previous_hash", b"previous_hash", "results_root", b"results_root", "state_root", b"state_root", "time_ms", b"time_ms", "transactions_root", b"transactions_root", "validators_hash", b"validators_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1153,6 +1254,28 @@ class ProvenLeaf(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProvenLeaf: _TypeAlias = ProvenLeaf  # noqa: Y015
+
+@_typing.final
+class TableProof(_message.Message):
+    """All records of a table, in order, with the record before and the one after: none at an end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvenLeaf]: ...
+    def __init__(
+        self,
+        *,
+        leaves: _abc.Iterable[Global___ProvenLeaf] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaves", b"leaves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TableProof: _TypeAlias = TableProof  # noqa: Y015
 
 @_typing.final
 class StateProof(_message.Message):

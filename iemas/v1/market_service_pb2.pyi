@@ -242,6 +242,10 @@ class GetAccountResponse(_message.Message):
     ALLOWANCE_MICROS_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    STAKED_MICROS_FIELD_NUMBER: _builtins.int
+    UNBONDING_MICROS_FIELD_NUMBER: _builtins.int
+    PENDING_MICROS_FIELD_NUMBER: _builtins.int
+    DEPOSIT_MICROS_FIELD_NUMBER: _builtins.int
     exists: _builtins.bool
     available_micros: _builtins.int
     escrow_micros: _builtins.int
@@ -249,6 +253,13 @@ class GetAccountResponse(_message.Message):
     """What this term's allocations may draw on."""
     nonce: _builtins.int
     height: _builtins.int
+    staked_micros: _builtins.int
+    unbonding_micros: _builtins.int
+    """Has left the stake, and can still be slashed."""
+    pending_micros: _builtins.int
+    """Held for others by pending transfers."""
+    deposit_micros: _builtins.int
+    """Bonds the asks that the account has committed to."""
     def __init__(
         self,
         *,
@@ -258,10 +269,14 @@ class GetAccountResponse(_message.Message):
         allowance_micros: _builtins.int = ...,
         nonce: _builtins.int = ...,
         height: _builtins.int = ...,
+        staked_micros: _builtins.int = ...,
+        unbonding_micros: _builtins.int = ...,
+        pending_micros: _builtins.int = ...,
+        deposit_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance_micros", b"allowance_micros", "available_micros", b"available_micros", "escrow_micros", b"escrow_micros", "exists", b"exists", "height", b"height", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance_micros", b"allowance_micros", "available_micros", b"available_micros", "deposit_micros", b"deposit_micros", "escrow_micros", b"escrow_micros", "exists", b"exists", "height", b"height", "nonce", b"nonce", "pending_micros", b"pending_micros", "staked_micros", b"staked_micros", "unbonding_micros", b"unbonding_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,6 +686,7 @@ class GetSettlementProofResponse(_message.Message):
     BLOCK_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    SETTLED_BY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def block(self) -> _consensus_pb2.LightBlock: ...
     @_builtins.property
@@ -681,17 +697,164 @@ class GetSettlementProofResponse(_message.Message):
     def total(self) -> _ledger_pb2.StateProof:
         """The last settled total of the channel with the provider."""
 
+    @_builtins.property
+    def settled_by(self) -> _ledger_pb2.TransactionPlace:
+        """The last transaction that settled it, for when the term is closed: a hint, not proven."""
+
     def __init__(
         self,
         *,
         block: _consensus_pb2.LightBlock | None = ...,
         term: _ledger_pb2.StateProof | None = ...,
         total: _ledger_pb2.StateProof | None = ...,
+        settled_by: _ledger_pb2.TransactionPlace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "term", b"term", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "term", b"term", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSettlementProofResponse: _TypeAlias = GetSettlementProofResponse  # noqa: Y015
+
+@_typing.final
+class GetTransactionProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    height: _builtins.int
+    """The height of its block; 0 means where it was recorded first."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTransactionProofRequest: _TypeAlias = GetTransactionProofRequest  # noqa: Y015
+
+@_typing.final
+class GetTransactionProofResponse(_message.Message):
+    """The proof is checked under the header after the transaction's, which block's header leads to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def block(self) -> _consensus_pb2.LightBlock: ...
+    @_builtins.property
+    def transaction(self) -> _ledger_pb2.TransactionProof: ...
+    def __init__(
+        self,
+        *,
+        block: _consensus_pb2.LightBlock | None = ...,
+        transaction: _ledger_pb2.TransactionProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "transaction", b"transaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "transaction", b"transaction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTransactionProofResponse: _TypeAlias = GetTransactionProofResponse  # noqa: Y015
+
+@_typing.final
+class GetTablesProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tables: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tables", b"tables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTablesProofRequest: _TypeAlias = GetTablesProofRequest  # noqa: Y015
+
+@_typing.final
+class GetTablesProofResponse(_message.Message):
+    """One proof a table, in the order asked for, under the state root of block's header."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def block(self) -> _consensus_pb2.LightBlock: ...
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.TableProof]: ...
+    def __init__(
+        self,
+        *,
+        block: _consensus_pb2.LightBlock | None = ...,
+        tables: _abc.Iterable[_ledger_pb2.TableProof] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "tables", b"tables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTablesProofResponse: _TypeAlias = GetTablesProofResponse  # noqa: Y015
+
+@_typing.final
+class ListHeadersRequest(_message.Message):
+    """Headers of the heights below before_height, the highest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_HEIGHT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    before_height: _builtins.int
+    limit: _builtins.int
+    """At most this many; no node gives more than 1,000 or than its size bound."""
+    def __init__(
+        self,
+        *,
+        before_height: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_height", b"before_height", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeadersRequest: _TypeAlias = ListHeadersRequest  # noqa: Y015
+
+@_typing.final
+class ListHeadersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Envelope]:
+        """of BlockHeader"""
+
+    def __init__(
+        self,
+        *,
+        headers: _abc.Iterable[_types_pb2.Envelope] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeadersResponse: _TypeAlias = ListHeadersResponse  # noqa: Y015

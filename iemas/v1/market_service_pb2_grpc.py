@@ -100,6 +100,21 @@ class MarketServiceStub:
                 request_serializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.SerializeToString,
                 response_deserializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.FromString,
                 _registered_method=True)
+        self.GetTransactionProof = channel.unary_unary(
+                '/iemas.v1.MarketService/GetTransactionProof',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.GetTransactionProofRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.GetTransactionProofResponse.FromString,
+                _registered_method=True)
+        self.GetTablesProof = channel.unary_unary(
+                '/iemas.v1.MarketService/GetTablesProof',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.GetTablesProofRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.GetTablesProofResponse.FromString,
+                _registered_method=True)
+        self.ListHeaders = channel.unary_unary(
+                '/iemas.v1.MarketService/ListHeaders',
+                request_serializer=iemas_dot_v1_dot_market__service__pb2.ListHeadersRequest.SerializeToString,
+                response_deserializer=iemas_dot_v1_dot_market__service__pb2.ListHeadersResponse.FromString,
+                _registered_method=True)
 
 
 class MarketServiceServicer:
@@ -191,6 +206,27 @@ class MarketServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTransactionProof(self, request, context):
+        """A transaction of any age that this node has, and its result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTablesProof(self, request, context):
+        """Whole tables of the state: validators, jails, parameters and the votes on them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHeaders(self, request, context):
+        """Signed headers going back, for whoever trusts a later one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MarketServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -258,6 +294,21 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.GetSettlementProof,
                     request_deserializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.FromString,
                     response_serializer=iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.SerializeToString,
+            ),
+            'GetTransactionProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTransactionProof,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.GetTransactionProofRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.GetTransactionProofResponse.SerializeToString,
+            ),
+            'GetTablesProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTablesProof,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.GetTablesProofRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.GetTablesProofResponse.SerializeToString,
+            ),
+            'ListHeaders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHeaders,
+                    request_deserializer=iemas_dot_v1_dot_market__service__pb2.ListHeadersRequest.FromString,
+                    response_serializer=iemas_dot_v1_dot_market__service__pb2.ListHeadersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -612,6 +663,87 @@ class MarketService:
             '/iemas.v1.MarketService/GetSettlementProof',
             iemas_dot_v1_dot_market__service__pb2.GetSettlementProofRequest.SerializeToString,
             iemas_dot_v1_dot_market__service__pb2.GetSettlementProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTransactionProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/GetTransactionProof',
+            iemas_dot_v1_dot_market__service__pb2.GetTransactionProofRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.GetTransactionProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTablesProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/GetTablesProof',
+            iemas_dot_v1_dot_market__service__pb2.GetTablesProofRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.GetTablesProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHeaders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/iemas.v1.MarketService/ListHeaders',
+            iemas_dot_v1_dot_market__service__pb2.ListHeadersRequest.SerializeToString,
+            iemas_dot_v1_dot_market__service__pb2.ListHeadersResponse.FromString,
             options,
             channel_credentials,
             insecure,

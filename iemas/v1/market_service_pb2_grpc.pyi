@@ -53,6 +53,12 @@ class MarketServiceStub:
     """For light clients, who trust headers, commits and proofs and no node."""
     GetAccountProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetAccountProofRequest, _market_service_pb2.GetAccountProofResponse]
     GetSettlementProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetSettlementProofRequest, _market_service_pb2.GetSettlementProofResponse]
+    GetTransactionProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetTransactionProofRequest, _market_service_pb2.GetTransactionProofResponse]
+    """A transaction of any age that this node has, and its result."""
+    GetTablesProof: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.GetTablesProofRequest, _market_service_pb2.GetTablesProofResponse]
+    """Whole tables of the state: validators, jails, parameters and the votes on them."""
+    ListHeaders: _grpc.UnaryUnaryMultiCallable[_market_service_pb2.ListHeadersRequest, _market_service_pb2.ListHeadersResponse]
+    """Signed headers going back, for whoever trusts a later one."""
 
 @_typing.type_check_only
 class MarketServiceAsyncStub(MarketServiceStub):
@@ -79,6 +85,12 @@ class MarketServiceAsyncStub(MarketServiceStub):
     """For light clients, who trust headers, commits and proofs and no node."""
     GetAccountProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetAccountProofRequest, _market_service_pb2.GetAccountProofResponse]  # type: ignore[assignment]
     GetSettlementProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetSettlementProofRequest, _market_service_pb2.GetSettlementProofResponse]  # type: ignore[assignment]
+    GetTransactionProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetTransactionProofRequest, _market_service_pb2.GetTransactionProofResponse]  # type: ignore[assignment]
+    """A transaction of any age that this node has, and its result."""
+    GetTablesProof: _aio.UnaryUnaryMultiCallable[_market_service_pb2.GetTablesProofRequest, _market_service_pb2.GetTablesProofResponse]  # type: ignore[assignment]
+    """Whole tables of the state: validators, jails, parameters and the votes on them."""
+    ListHeaders: _aio.UnaryUnaryMultiCallable[_market_service_pb2.ListHeadersRequest, _market_service_pb2.ListHeadersResponse]  # type: ignore[assignment]
+    """Signed headers going back, for whoever trusts a later one."""
 
 class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
     """On the public listener of every node. Answers are claims of the node unless signed or proven."""
@@ -180,5 +192,29 @@ class MarketServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _market_service_pb2.GetSettlementProofRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_market_service_pb2.GetSettlementProofResponse, _abc.Awaitable[_market_service_pb2.GetSettlementProofResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTransactionProof(
+        self,
+        request: _market_service_pb2.GetTransactionProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.GetTransactionProofResponse, _abc.Awaitable[_market_service_pb2.GetTransactionProofResponse]]:
+        """A transaction of any age that this node has, and its result."""
+
+    @_abc_1.abstractmethod
+    def GetTablesProof(
+        self,
+        request: _market_service_pb2.GetTablesProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.GetTablesProofResponse, _abc.Awaitable[_market_service_pb2.GetTablesProofResponse]]:
+        """Whole tables of the state: validators, jails, parameters and the votes on them."""
+
+    @_abc_1.abstractmethod
+    def ListHeaders(
+        self,
+        request: _market_service_pb2.ListHeadersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_service_pb2.ListHeadersResponse, _abc.Awaitable[_market_service_pb2.ListHeadersResponse]]:
+        """Signed headers going back, for whoever trusts a later one."""
 
 def add_MarketServiceServicer_to_server(servicer: MarketServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
