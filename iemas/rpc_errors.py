@@ -41,6 +41,7 @@ STATUS_OF: dict[type[IemasError], grpc.StatusCode] = {
     errors.UnfundedBidError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DuplicateBidError: grpc.StatusCode.ALREADY_EXISTS,
     errors.UnknownAccountError: grpc.StatusCode.NOT_FOUND,
+    errors.UnknownTransactionError: grpc.StatusCode.NOT_FOUND,
     errors.NotAuctioneerError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ProviderBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuorumUnavailableError: grpc.StatusCode.UNAVAILABLE,

@@ -147,6 +147,11 @@ class Storage:
             yield from page
             height = page[-1].height + 1
 
+    def find(self, kind: RecordKind, key: bytes, cls: type[T]) -> T | None:
+        """Read the plain message under a key, or None. Raises: ConfigurationError."""
+        page = self.read_page(kind, key, 1)
+        return self._decode(kind, cls, page[0][1]) if page and page[0][0] == key else None
+
     def scan(self, kind: RecordKind, cls: type[T]) -> list[T]:
         """Read all plain messages of a kind in key order. Raises: ConfigurationError."""
         return [message for _, message in self.scan_items(kind, cls)]

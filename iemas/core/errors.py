@@ -106,6 +106,10 @@ class UnknownAccountError(InvalidInputError):
     """The ledger holds no such account; fund it by a transfer first."""
 
 
+class UnknownTransactionError(InvalidInputError):
+    """No node that was asked has the transaction: it was never recorded, or too long ago."""
+
+
 class InvalidAllocationError(InvalidInputError):
     """An allocation does not hold: wrong signer, term, provider, expiry or bid."""
 
@@ -186,6 +190,18 @@ class UnverifiedBalanceError(UnverifiedAnswerError):
 
 class UnverifiedSettlementError(UnverifiedAnswerError):
     """No node proved the settlement; `field` names what did not hold."""
+
+
+class UnverifiedTransactionError(UnverifiedAnswerError):
+    """No node proved the transaction; `field` names what did not hold."""
+
+
+class UnverifiedStateError(UnverifiedAnswerError):
+    """No node proved the tables of the ledger's state; `field` names what did not hold."""
+
+
+class TrustFileError(InvalidInputError):
+    """The file of a client's last verified header is damaged, or another chain's."""
 
 
 class APIStatusError(APIError):

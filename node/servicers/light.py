@@ -1,26 +1,40 @@
-"""What this node shows to light clients: headers with commits, and proofs of single records.
+"""What this node shows to light clients: headers with commits, and proofs under them.
 
 A record is proven under the last decided header, so it is the state before that block: what the
 block itself did is provable with the next one. Building the tree of a state takes one pass over
-it, so a tree is kept and asked again for a while before a newer one is built.
+it, so a tree is kept and asked again for a while before a newer one is built. A transaction is
+proven from its stored block and results.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from iemas import wire
-from iemas.consensus.messages import Commit, LightBlock, LightValidator
+from iemas.consensus.messages import Commit, CommittedBlock, LightBlock, LightValidator
 from iemas.core.envelope import Envelope
-from iemas.core.errors import InternalError, InvalidInputError, QuorumUnavailableError
+from iemas.core.errors import (
+    InternalError,
+    InvalidInputError,
+    QuorumUnavailableError,
+    UnknownTransactionError,
+)
 from iemas.core.ready import RecordKind
-from iemas.core.types import AccountId, ChannelId, HubId, NodeId, require_id
+from iemas.core.types import AccountId, ChannelId, HubId, NodeId, require_id, short_id
 from iemas.ledger.header import BlockHeader
+from iemas.ledger.history import (
+    BlockResults,
+    TransactionPlace,
+    TransactionProof,
+    compute_total_id,
+    prove_transaction,
+)
 from iemas.ledger.proofs import StateProver
 from iemas.ledger.records import HoldKey, TermKey, TotalKey
 from iemas.ledger.state import LedgerState
-from iemas.v1 import consensus_pb2
+from iemas.v1 import consensus_pb2, types_pb2
 from iemas.v1 import market_service_pb2 as pb
 from node.driver import Driver
 from node.storage import Storage
@@ -28,6 +42,17 @@ from node.storage import Storage
 MAX_LIGHT_BLOCKS = 64
 MAX_READ_BYTES = 8 * 1024 * 1024
 """Blocks are stored with their transactions: one answer reads at most so much of them."""
+
+MAX_HEADERS = 1_000
+
+PROVABLE_TABLES = (
+    "validators",
+    "jails",
+    "parameters",
+    "parameter_changes",
+    "parameter_votes",
+)
+"""The tables that are proven whole: small ones, about who governs the market and how."""
 
 REBUILD_SECONDS = 0.5
 REBUILD_RATIO = 9
@@ -60,6 +85,22 @@ class LightServer:
             blocks.append(self._make_light(data))
         return pb.ListLightBlocksResponse(blocks=[wire.to_proto(block) for block in blocks])
 
+    def list_headers(self, before_height: int, limit: int) -> pb.ListHeadersResponse:
+        """Give signed headers below a height, the highest first."""
+        count = min(max(limit, 1), MAX_HEADERS)
+        headers: list[types_pb2.Envelope] = []
+        size = 0
+        height = min(before_height, 2**63) - 1
+        while height >= 1 and len(headers) < count and size <= MAX_READ_BYTES:
+            page = self._storage.read_page(RecordKind.BLOCK, height.to_bytes(8, "big"), 1)
+            if not page or page[0][0] != height.to_bytes(8, "big"):
+                break
+            size += len(page[0][1])
+            stored = consensus_pb2.CommittedBlock.FromString(page[0][1])
+            headers.append(stored.block.header)
+            height -= 1
+        return pb.ListHeadersResponse(headers=headers)
+
     async def prove_account(self, account: bytes, hub: HubId) -> pb.GetAccountProofResponse:
         """Prove an account's record and what the current term's allocations may draw on."""
         require_id("account", account)
@@ -87,10 +128,45 @@ class LightServer:
             ChannelId(request.channel),
             NodeId(request.provider),
         )
+        found = self._storage.find(RecordKind.SETTLEMENT, compute_total_id(total), TransactionPlace)
         return pb.GetSettlementProofResponse(
             block=wire.to_proto(block),
             term=wire.to_proto(prover.prove("terms", TermKey(hub, request.term))),
             total=wire.to_proto(prover.prove("totals", total)),
+            settled_by=None if found is None else wire.to_proto(found),
+        )
+
+    async def prove_tables(self, tables: Sequence[str]) -> pb.GetTablesProofResponse:
+        """Prove whole tables of the state: those that show who governs the market, and how."""
+        for table in tables:
+            if table not in PROVABLE_TABLES:
+                known = ", ".join(PROVABLE_TABLES)
+                raise InvalidInputError(f"the table {table!r} is not shown whole; {known} are")
+        block, prover, _ = await self._get_prover()
+        return pb.GetTablesProofResponse(
+            block=wire.to_proto(block),
+            tables=[wire.to_proto(prover.prove_table(table)) for table in tables],
+        )
+
+    async def prove_transaction(
+        self, transaction_id: bytes, height: int
+    ) -> pb.GetTransactionProofResponse:
+        """Prove a transaction and its result; height 0 means where it was recorded first."""
+        require_id("id", transaction_id)
+        first = transaction_id + min(height, 2**63).to_bytes(8, "big")
+        page = self._storage.read_page(RecordKind.TRANSACTION, first, 1)
+        if not page or not page[0][0].startswith(first if height else transaction_id):
+            raise UnknownTransactionError(
+                f"node {short_id(self._core.node_id)} has no transaction {transaction_id.hex()}"
+                + (f" at height {height}" if height else "")
+            )
+        place = wire.decode(TransactionPlace, page[0][1])
+        height_key = place.height.to_bytes(8, "big")
+        block = self._storage.read_page(RecordKind.BLOCK, height_key, 1)
+        results = self._storage.read_page(RecordKind.RESULTS, height_key, 1)
+        proof = await asyncio.to_thread(_prove_stored, block[0][1], results[0][1], place.index)
+        return pb.GetTransactionProofResponse(
+            block=self.list_blocks(0, 1).blocks[0], transaction=wire.to_proto(proof)
         )
 
     async def _get_prover(self) -> tuple[LightBlock, StateProver, LedgerState]:
@@ -131,3 +207,9 @@ class LightServer:
                 f"who voted on height {header.height} is not kept: it is out of the evidence window"
             )
         return tuple(LightValidator(node_id, power) for node_id, power in members)
+
+
+def _prove_stored(block: bytes, results: bytes, index: int) -> TransactionProof:
+    """Prove a transaction from what is stored; a large block takes a while to decode."""
+    committed = wire.decode(CommittedBlock, block)
+    return prove_transaction(committed.block, wire.decode(BlockResults, results).results, index)

@@ -17,6 +17,7 @@ from iemas.core.ready import RecordKind
 from iemas.core.report import CapabilityReport
 from iemas.core.types import AccountId, HubId, require_id
 from iemas.ledger.transaction import Transaction
+from iemas.ledger.transfer import get_deposit, get_pending, get_stake, get_unbonding
 from iemas.v1 import (
     consensus_pb2,
     ledger_pb2,
@@ -127,6 +128,10 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             allowance_micros=state.get_allowance(hub, account, state.get_term(hub).number),
             nonce=state.get_nonce(account),
             height=state.height,
+            staked_micros=state.get_funds(get_stake(account)),
+            unbonding_micros=state.get_funds(get_unbonding(account)),
+            pending_micros=state.get_funds(get_pending(account)),
+            deposit_micros=state.get_funds(get_deposit(account)),
         )
 
     async def SubmitTransaction(
@@ -223,6 +228,24 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
     ) -> market_service_pb2.GetSettlementProofResponse:
         """Prove what of a channel is settled."""
         return await self._light.prove_settlement(request, self._require_hub(request.hub))
+
+    async def GetTransactionProof(
+        self, request: market_service_pb2.GetTransactionProofRequest, context: Any
+    ) -> market_service_pb2.GetTransactionProofResponse:
+        """Prove a transaction and what became of it."""
+        return await self._light.prove_transaction(request.id, request.height)
+
+    async def GetTablesProof(
+        self, request: market_service_pb2.GetTablesProofRequest, context: Any
+    ) -> market_service_pb2.GetTablesProofResponse:
+        """Prove whole tables."""
+        return await self._light.prove_tables(request.tables)
+
+    async def ListHeaders(
+        self, request: market_service_pb2.ListHeadersRequest, context: Any
+    ) -> market_service_pb2.ListHeadersResponse:
+        """Give headers going back."""
+        return self._light.list_headers(request.before_height, request.limit)
 
     async def _stream(self, kind: RecordKind, first: bytes) -> AsyncIterator[bytes]:
         """Read a table page by page, letting others run between pages."""
