@@ -33,10 +33,14 @@ if TYPE_CHECKING:
         ProviderBusyError,
         ProviderFailedError,
         TrustExpiredError,
+        UnknownAccountError,
+        UnknownTransactionError,
         UnmatchedError,
         UnverifiedAnswerError,
         UnverifiedBalanceError,
         UnverifiedSettlementError,
+        UnverifiedStateError,
+        UnverifiedTransactionError,
     )
     from iemas.core.identity import Identity
     from iemas.core.types import Prices
@@ -57,10 +61,14 @@ _ERRORS = (
     "ProviderBusyError",
     "ProviderFailedError",
     "TrustExpiredError",
+    "UnknownAccountError",
+    "UnknownTransactionError",
     "UnmatchedError",
-    "UnverifiedSettlementError",
-    "UnverifiedBalanceError",
     "UnverifiedAnswerError",
+    "UnverifiedBalanceError",
+    "UnverifiedSettlementError",
+    "UnverifiedStateError",
+    "UnverifiedTransactionError",
 )
 _EXPORTS = {
     "AsyncClient": "iemas.client._aio",
@@ -92,10 +100,14 @@ __all__ = [
     "ProviderBusyError",
     "ProviderFailedError",
     "TrustExpiredError",
+    "UnknownAccountError",
+    "UnknownTransactionError",
     "UnmatchedError",
     "UnverifiedAnswerError",
     "UnverifiedBalanceError",
     "UnverifiedSettlementError",
+    "UnverifiedStateError",
+    "UnverifiedTransactionError",
 ]
 
 

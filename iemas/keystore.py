@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from iemas.core.errors import ConfigurationError
 from iemas.core.identity import Identity
+from iemas.files import sync_directory
 
 _MODE = 0o600
 _MAX_BYTES = 16_384
@@ -65,18 +66,10 @@ def _write_exclusively(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError:
         path.unlink(missing_ok=True)
         raise
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_key(path: Path) -> Identity:

@@ -6,8 +6,14 @@ again; ``pytest --hypothesis-profile=explore`` draws new ones and tries more of 
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 from hypothesis import settings
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=1_000, print_blob=True)
 settings.load_profile("reproducible")
+
+# What clients keep between runs (the last verified header of a chain) stays out of the user's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="iemas-tests-")

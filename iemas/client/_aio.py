@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from iemas.client._core import ClientCore
-from iemas.client._keys import Key, load_identity
-from iemas.client._network import KnownNode, Market, parse_bootstrap
-from iemas.client._options import BidOptions
-from iemas.client._types import Balance, NodeInfo, Settlement, TransactionReceipt
+from iemas.client._network import KnownNode
+from iemas.client._settings import (
+    Bootstrap,
+    ClientOptions,
+    ClientSettings,
+    parse_account,
+    parse_id,
+)
+from iemas.client._types import (
+    Balance,
+    NodeInfo,
+    RecordedTransaction,
+    Settlement,
+    TransactionReceipt,
+)
 from iemas.client.resources.chat import AsyncChat
 from iemas.client.resources.completions import AsyncCompletions
+from iemas.client.resources.ledger import AsyncLedger
 from iemas.client.resources.models import AsyncModels
 from iemas.client.resources.sessions import AsyncSessions
 from iemas.core.auction import Allocation
-from iemas.core.errors import BadRequestError, ConfigurationError, MalformedMessageError
 from iemas.core.report import BLOCK_KEY_BYTES
-from iemas.core.types import ID_BYTES, AccountId, Hash
-from iemas.genesis import load_genesis
-from iemas.ledger.transaction import FundEscrow, TransactionBody, TransferFunds, WithdrawEscrow
-from iemas.tls import Address
-
-DEFAULT_TIMEOUT = 600.0
-DEFAULT_MAX_RETRIES = 6
-Bootstrap = str | Address | Sequence[str | Address]
+from iemas.ledger.transaction import FundEscrow, TransferFunds, WithdrawEscrow
 
 
 class AsyncClient:
@@ -36,17 +37,7 @@ class AsyncClient:
     Args:
         bootstrap: ``nodeid@host:port`` of a node's public listener, or several; the client finds
             the others by itself.
-        key: the account's key: an `Identity`, or the path of a file that `iemas-node keygen` wrote.
-        model: what to ask for where a request names no model; by default the market's.
-        bid: what tasks are worth where a request does not say; see `BidOptions`.
-        timeout: seconds that a whole request may take where it does not say.
-        max_retries: how often to bid again after a round without a winner, a busy winner, or one
-            that failed before its first token.
-        cache_dir: where fetched tokenizers are kept; by default the user's cache folder.
-        genesis: the market's genesis file (path or bytes): what verified answers are proven from.
-            Without it the first node's is believed.
-        trusted_block: height and hash (hex) of a block that you trust, to prove answers from where
-            genesis is older than trust lasts; see `trusted_block` of a client that verified one.
+        options: `key`, and what else a client may be told: see `ClientOptions`.
 
     Raises: ConfigurationError if an address or the key file is wrong. Nothing is sent yet.
 
@@ -61,38 +52,14 @@ class AsyncClient:
 
     """
 
-    def __init__(
-        self,
-        bootstrap: Bootstrap,
-        *,
-        key: Key,
-        model: str | None = None,
-        bid: BidOptions | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        max_retries: int = DEFAULT_MAX_RETRIES,
-        cache_dir: str | os.PathLike[str] | None = None,
-        genesis: str | os.PathLike[str] | bytes | None = None,
-        trusted_block: tuple[int, str] | None = None,
-    ) -> None:
-        try:
-            addresses = parse_bootstrap(bootstrap)
-        except MalformedMessageError as error:
-            raise ConfigurationError(f"bootstrap: {error}") from error
-        self._core = ClientCore(
-            addresses,
-            load_identity(key),
-            model=model,
-            bid=bid or BidOptions(),
-            timeout=timeout,
-            max_retries=max_retries,
-            cache_dir=Path(cache_dir) if cache_dir is not None else None,
-            market=_load_market(genesis),
-            trusted_block=_parse_block(trusted_block),
-        )
+    def __init__(self, bootstrap: Bootstrap, **options: Unpack[ClientOptions]) -> None:
+        settings = ClientSettings(**options)
+        self._core = ClientCore(settings.parse_bootstrap(bootstrap), settings)
         self.chat = AsyncChat(self._core)
         self.completions = AsyncCompletions(self._core)
         self.models = AsyncModels(self._core)
         self.sessions = AsyncSessions(self.chat.completions)
+        self.ledger = AsyncLedger(self._core)
 
     @property
     def account(self) -> str:
@@ -118,7 +85,7 @@ class AsyncClient:
             ...     print(balance.available_micros, balance.escrow_micros, balance.height)
 
         """
-        holder = None if account is None else _parse_account(account)
+        holder = None if account is None else parse_account(account)
         funds, _ = await self._core.open()
         return await funds.get_balance(holder, verify=verify)
 
@@ -135,6 +102,29 @@ class AsyncClient:
         """
         funds, _ = await self._core.open()
         return await funds.get_settlement(allocation)
+
+    async def get_transaction(
+        self, transaction: TransactionReceipt | str | bytes
+    ) -> RecordedTransaction:
+        """Prove a transaction of any age and what became of it, by its receipt or its id.
+
+        An id alone gives where it was recorded first. A result is proven by the next block, so
+        right after it was recorded this may take as long as an idle market waits for one (5 s).
+
+        Raises: UnknownTransactionError if no node has it; UnverifiedTransactionError whose `field`
+            names what did not hold; APIConnectionError, LedgerForkError, TrustExpiredError.
+
+        Example:
+            >>> async def check(client, friend):
+            ...     receipt = await client.transfer(friend, 5_000_000)
+            ...     recorded = await client.get_transaction(receipt)
+            ...     print(recorded.height, recorded.code, recorded.body)
+
+        """
+        funds, _ = await self._core.open()
+        if isinstance(transaction, TransactionReceipt):
+            return await funds.light.get_transaction(parse_id(transaction.id), transaction.height)
+        return await funds.light.get_transaction(parse_id(transaction))
 
     @property
     def trusted_block(self) -> tuple[int, str] | None:
@@ -170,8 +160,8 @@ class AsyncClient:
             ...     print((await client.transfer(friend, 5_000_000)).height)
 
         """
-        account = _parse_account(to)
-        return await self._submit(lambda: TransferFunds(account, amount_micros))
+        account = parse_account(to)
+        return await self._core.submit(lambda _: TransferFunds(account, amount_micros))
 
     async def fund_escrow(self, amount_micros: int) -> TransactionReceipt:
         """Move available money into the hub's escrow, from which tasks are paid.
@@ -183,9 +173,7 @@ class AsyncClient:
             ...     await client.fund_escrow(10_000_000)
 
         """
-        await self._core.open()
-        hub = self._core.network.market.hub
-        return await self._submit(lambda: FundEscrow(hub, amount_micros))
+        return await self._core.submit(lambda hub: FundEscrow(hub, amount_micros))
 
     async def withdraw_escrow(self, amount_micros: int) -> TransactionReceipt:
         """Move escrow that no open term may still settle back to available money.
@@ -197,17 +185,7 @@ class AsyncClient:
             ...     await client.withdraw_escrow((await client.balance()).escrow_micros)
 
         """
-        await self._core.open()
-        hub = self._core.network.market.hub
-        return await self._submit(lambda: WithdrawEscrow(hub, amount_micros))
-
-    async def _submit(self, make_body: Callable[[], TransactionBody]) -> TransactionReceipt:
-        try:
-            body = make_body()
-        except MalformedMessageError as error:
-            raise BadRequestError(str(error), code="bad_request") from error
-        funds, _ = await self._core.open()
-        return await funds.submit(body)
+        return await self._core.submit(lambda hub: WithdrawEscrow(hub, amount_micros))
 
     # --- life --------------------------------------------------------------------------------
 
@@ -244,42 +222,6 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
-
-
-def _parse_account(account: str | bytes) -> AccountId:
-    try:
-        raw = bytes.fromhex(account) if isinstance(account, str) else account
-    except ValueError:
-        raw = b""
-    if len(raw) != ID_BYTES:
-        raise BadRequestError(
-            "an account is named by 64 hex digits (`client.account` is your own)",
-            code="bad_account",
-        )
-    return AccountId(raw)
-
-
-def _load_market(genesis: str | os.PathLike[str] | bytes | None) -> Market | None:
-    if genesis is None:
-        return None
-    loaded, chain_id, _ = load_genesis(genesis if isinstance(genesis, bytes) else Path(genesis))
-    return Market(loaded, chain_id)
-
-
-def _parse_block(block: tuple[int, str] | None) -> tuple[int, Hash] | None:
-    if block is None:
-        return None
-    height, text = block
-    try:
-        block_hash = bytes.fromhex(text)
-    except ValueError:
-        block_hash = b""
-    if height < 1 or len(block_hash) != ID_BYTES:
-        raise ConfigurationError(
-            "trusted_block is (height, hash): a height from 1 on and 64 hex digits",
-            key="trusted_block",
-        )
-    return height, Hash(block_hash)
 
 
 def _describe_node(node_id: bytes, node: KnownNode) -> NodeInfo:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ from iemas.client._answers import Answer
 from iemas.client._buying import Buyer, Order
 from iemas.client._channel import Channel
 from iemas.client._funds import Funds
+from iemas.client._keys import load_identity
+from iemas.client._light import LightClient
 from iemas.client._messages import compute_memory_key
-from iemas.client._network import Market, Network
+from iemas.client._network import Network
 from iemas.client._options import BidOptions, RequestSettings
+from iemas.client._settings import ClientSettings
 from iemas.client._splicing import Turn, TurnMemory, splice_prompt
 from iemas.client._tokenizer import ChatTokenizer, TokenizerCache
+from iemas.client._trust_store import TrustStore
+from iemas.client._types import TransactionReceipt
 from iemas.consensus.light import TrustedBlock
 from iemas.core.digest import compute_block_keys
 from iemas.core.errors import (
@@ -37,10 +43,10 @@ from iemas.core.errors import (
     MalformedMessageError,
     ModelNotFoundError,
 )
-from iemas.core.identity import Identity
 from iemas.core.report import CapabilityReport
 from iemas.core.tokenizer_bundle import MAX_BUNDLE_BYTES, decode_bundle
-from iemas.core.types import ChannelId, Hash
+from iemas.core.types import ChannelId, HubId
+from iemas.ledger.transaction import TransactionBody
 from iemas.tls import Address
 from iemas.v1 import market_service_pb2 as pb
 
@@ -74,25 +80,16 @@ class ClientCore:
     def __init__(
         self,
         bootstrap: Sequence[Address],
-        identity: Identity,
-        *,
-        model: str | None,
-        bid: BidOptions,
-        timeout: float,
-        max_retries: int,
-        cache_dir: Path | None,
-        market: Market | None = None,
-        trusted_block: tuple[int, Hash] | None = None,
+        settings: ClientSettings,
     ) -> None:
-        self.identity = identity
-        self.network = Network(bootstrap, market)
-        self._trusted_block = trusted_block
-        self._model = model
-        self._bid = bid
-        self._timeout = timeout
-        self._max_retries = max_retries
-        self._cache = TokenizerCache(cache_dir)
-        self._cache_salt = identity.derive_secret("cache salt").hex()
+        self.identity = load_identity(settings.key)
+        self.network = Network(bootstrap, settings.load_market())
+        self._settings = settings
+        self._trusted_block = settings.parse_trusted_block()
+        self._bid = settings.bid or BidOptions()
+        self._cache = TokenizerCache(_as_path(settings.cache_dir))
+        self._trust_store = TrustStore(_as_path(settings.state_dir))
+        self._cache_salt = self.identity.derive_secret("cache salt").hex()
         self._tokenizers: dict[bytes, ChatTokenizer] = {}
         self._tokenizer_lock = asyncio.Lock()
         self._memory = TurnMemory()
@@ -114,10 +111,10 @@ class ClientCore:
                 if self._funds is None or self._buyer is None:
                     signer = wire.WireSigner(self.identity, self.network.market.chain_id)
                     channel = Channel(signer, ChannelId(secrets.randbits(64)))
-                    self._funds = Funds(self.network, channel, start=self._trusted_block)
-                    self._buyer = Buyer(
-                        self.network, channel, self._funds, max_refusals=self._max_retries
-                    )
+                    light = LightClient(self.network, self._trust_store, self._trusted_block)
+                    self._funds = Funds(self.network, channel, light)
+                    retries = self._settings.max_retries
+                    self._buyer = Buyer(self.network, channel, self._funds, max_refusals=retries)
         self._refresh_reports_if_old()
         return self._funds, self._buyer
 
@@ -145,7 +142,21 @@ class ClientCore:
             self._refreshing.cancel()
         if self._buyer is not None:
             await self._buyer.close()
+        if self._funds is not None:
+            await self._funds.light.close()
         await self.network.close()
+
+    async def submit(self, make_body: Callable[[HubId], TransactionBody]) -> TransactionReceipt:
+        """Have a transaction of this account recorded; its body is made for the market's hub.
+
+        Raises: BadRequestError if the body is out of range, and as `Funds.submit`.
+        """
+        funds, _ = await self.open()
+        try:
+            body = make_body(self.network.market.hub)
+        except MalformedMessageError as error:
+            raise BadRequestError(str(error), code="bad_request") from error
+        return await funds.submit(body)
 
     # --- answering ---------------------------------------------------------------------------
 
@@ -211,7 +222,9 @@ class ClientCore:
             block_size=offer.block_size,
             payload=sampling.make_payload(prompt.token_ids, cache_salt),
         )
-        deadline = started_at + (self._timeout if settings.timeout is None else settings.timeout)
+        deadline = started_at + (
+            self._settings.timeout if settings.timeout is None else settings.timeout
+        )
         _, buyer = await self.open()
         purchase = await buyer.buy(order, deadline=deadline)
 
@@ -232,7 +245,7 @@ class ClientCore:
 
     async def _get_offer(self, model: str | None) -> tuple[_Offer, ChatTokenizer]:
         """Find who sells a model, and its tokenizer. Raises: ModelNotFoundError."""
-        name = model or self._model or self.network.market.genesis.model
+        name = model or self._settings.model or self.network.market.genesis.model
         offer = self._read_offer(name)
         if offer is None:
             await self.network.refresh_reports()
@@ -301,3 +314,7 @@ class ClientCore:
             except (APIConnectionError, APIStatusError, InvalidInputError) as error:
                 failure = error
         raise APIConnectionError(f"no provider gave the tokenizer: {failure}") from failure
+
+
+def _as_path(folder: str | PathLike[str] | None) -> Path | None:
+    return None if folder is None else Path(folder)

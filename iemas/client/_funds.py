@@ -6,36 +6,37 @@ Sources: design §7 (escrow, allowances), §10.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from iemas import wire
 from iemas.client._channel import Channel
-from iemas.client._light import LightClient
+from iemas.client._light import LightClient, ProvenTables
 from iemas.client._network import ASK_SECONDS, Network
+from iemas.client._refusals import describe_refusal
 from iemas.client._retry import Retry
 from iemas.client._types import Balance, Settlement, TransactionReceipt
 from iemas.core.auction import Allocation
 from iemas.core.errors import (
-    APIStatusError,
-    InsufficientBalanceError,
     InsufficientFundsError,
+    InternalError,
     NonceMismatchError,
+    UnknownAccountError,
 )
-from iemas.core.types import AccountId, Hash
+from iemas.core.types import AccountId
 from iemas.ledger.transaction import ResultCode, Transaction, TransactionBody
 from iemas.v1 import market_service_pb2 as pb
 
 SUBMIT_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.25
+NONCE_ATTEMPTS: Final = 3
 
 
 class Funds:
     """One account's money in one market."""
 
-    def __init__(
-        self, network: Network, channel: Channel, *, start: tuple[int, Hash] | None = None
-    ) -> None:
-        self.light = LightClient(network, start)
+    def __init__(self, network: Network, channel: Channel, light: LightClient) -> None:
+        self.light = light
         self._network = network
         self._channel = channel
         self._submitting = asyncio.Lock()
@@ -55,6 +56,10 @@ class Funds:
             available_micros=response.available_micros,
             escrow_micros=response.escrow_micros,
             allowance_micros=response.allowance_micros,
+            staked_micros=response.staked_micros,
+            unbonding_micros=response.unbonding_micros,
+            pending_micros=response.pending_micros,
+            deposit_micros=response.deposit_micros,
             height=response.height,
         )
 
@@ -122,37 +127,45 @@ class Funds:
             available_micros=balance.available_micros,
         )
 
+    async def get_tables(self, tables: Sequence[str]) -> ProvenTables:
+        """Prove whole tables of the state, with what this client had recorded in it."""
+        return await self.light.get_tables(tables, after_height=self._recorded_height)
+
     async def submit(self, body: TransactionBody) -> TransactionReceipt:
         """Sign a transaction under the account's next nonce and have it recorded.
 
+        Where another transaction of the key took the nonce (a node uses its own key too), this one
+        can never be applied, so it is signed anew, a few times.
+
         Raises: InsufficientBalanceError, NonceMismatchError, APIStatusError with the ledger's
-            `code`; APIConnectionError, APITimeoutError (then its fate is unknown).
+            `code`; UnknownAccountError if the ledger does not know the account;
+            APIConnectionError, APITimeoutError (then its fate is unknown).
         """
         async with self._submitting:
-            account = self._channel.account
-            nonce = (await self._get_account(account)).nonce + 1
-            signed = self._channel.signer.sign(Transaction(account, nonce, body))
-            request = pb.SubmitTransactionRequest(transaction=wire.to_proto(signed.envelope))
-            response: pb.SubmitTransactionResponse = await self._network.ask(
-                lambda stub: stub.SubmitTransaction(request, timeout=SUBMIT_SECONDS)
+            for attempt in range(1, NONCE_ATTEMPTS + 1):
+                try:
+                    return await self._submit(body)
+                except NonceMismatchError:
+                    if attempt == NONCE_ATTEMPTS:
+                        raise
+        raise InternalError("a transaction was neither recorded nor refused")
+
+    async def _submit(self, body: TransactionBody) -> TransactionReceipt:
+        account = self._channel.account
+        known = await self._get_account(account)
+        if not known.exists:
+            raise UnknownAccountError(
+                f"the ledger holds no account {account.hex()}: have money transferred to it first, "
+                "or use the key of one that has",
+                account=account,
             )
+        signed = self._channel.signer.sign(Transaction(account, known.nonce + 1, body))
+        request = pb.SubmitTransactionRequest(transaction=wire.to_proto(signed.envelope))
+        response: pb.SubmitTransactionResponse = await self._network.ask(
+            lambda stub: stub.SubmitTransaction(request, timeout=SUBMIT_SECONDS)
+        )
         code = ResultCode(response.code)
         if code is not ResultCode.OK:
-            raise _describe_refusal(code, response.detail)
+            raise describe_refusal(body, code, response.detail)
         self._recorded_height = max(self._recorded_height, response.height)
         return TransactionReceipt(signed.hash.hex(), response.height)
-
-
-def _describe_refusal(
-    code: ResultCode, detail: str
-) -> APIStatusError | InsufficientBalanceError | NonceMismatchError:
-    name = code.name.lower()
-    text = f"the ledger refused the transaction: {name.replace('_', ' ')}"
-    text += f" ({detail})" if detail else ""
-    match code:
-        case ResultCode.INSUFFICIENT_BALANCE:
-            return InsufficientBalanceError(text, code=name)
-        case ResultCode.NONCE_TOO_LOW:
-            return NonceMismatchError(f"{text}; another client of this key was faster", code=name)
-        case _:
-            return APIStatusError(text, code=name)

@@ -1,35 +1,25 @@
 """Answers that are proven: the SDK's light client, over whatever nodes it can reach.
 
 No node is trusted. An answer comes with the last decided header that its node knows; the header is
-followed from what is trusted already (genesis, or a block that the caller named) by the signatures
-of those who held the stake, and the answer must lead to the header's state root. Then other nodes
-are asked for the same height: a different header that verifies too is a fork, and both are kept as
-evidence. A node whose answer does not hold, or is old, is passed over for the next.
-
-`iemas.consensus.light` decides; this module asks. Source: docs/spec/light_client.md §5.
+followed from what is trusted already (`iemas.client._headers`), and the answer must lead to it. A
+node whose answer does not hold, or is old, is passed over for the next.
+Source: docs/spec/light_client.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from iemas import wire
+from iemas.client._headers import WITNESSES, BehindError, HeaderChain, naming
 from iemas.client._network import ASK_SECONDS, Network
-from iemas.client._types import Balance, Settlement
-from iemas.consensus.light import (
-    LightRules,
-    TrustedBlock,
-    bisect,
-    compare,
-    make_rules,
-    trust_block,
-    trust_genesis,
-)
+from iemas.client._trust_store import TrustStore
+from iemas.client._types import Balance, RecordedTransaction, Settlement
+from iemas.consensus.light import TrustedBlock
 from iemas.consensus.messages import LightBlock
 from iemas.core.auction import Allocation
 from iemas.core.errors import (
@@ -37,14 +27,22 @@ from iemas.core.errors import (
     IemasError,
     InvalidProofError,
     LedgerForkError,
-    MalformedMessageError,
     TrustExpiredError,
+    UnknownTransactionError,
     UnverifiedAnswerError,
     UnverifiedBalanceError,
     UnverifiedSettlementError,
+    UnverifiedStateError,
+    UnverifiedTransactionError,
 )
-from iemas.core.types import AccountId, Hash, HubId, NodeId, short_id
-from iemas.ledger.proofs import StateProof, verify_record
+from iemas.core.types import AccountId, Hash, HubId, NodeId
+from iemas.ledger.history import (
+    TransactionPlace,
+    TransactionProof,
+    find_settled,
+    verify_transaction,
+)
+from iemas.ledger.proofs import StateProof, TableProof, verify_record, verify_table
 from iemas.ledger.records import (
     AccountRecord,
     HoldKey,
@@ -54,30 +52,20 @@ from iemas.ledger.records import (
     TotalKey,
     TotalRecord,
 )
+from iemas.ledger.transaction import Settle
 from iemas.ledger.transfer import AccountKind
 from iemas.v1 import market_service_pb2 as pb
 
 T = TypeVar("T")
 
-WITNESSES: Final = 2
-WITNESS_SECONDS: Final = 2.0
-"""So many other nodes are asked whether they know the same header, and for so long."""
-
-MAX_AGE_INTERVALS: Final = 6
-LEAST_MAX_AGE_MS: Final = 30_000
-"""A header is too old after so many idle block intervals, or this if that is less."""
-
 POLL_SECONDS: Final = 0.25
-
-
-class _BehindError(IemasError):
-    """The node's newest header is older than what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Proven:
-    """An answer whose header is trusted now."""
+    """An answer whose header is trusted now, and the node that gave it."""
 
+    node_id: NodeId
     response: Any
     block: LightBlock
     root: Hash
@@ -88,30 +76,42 @@ class _Proven:
         return self.block.height - 1
 
 
+@dataclass(frozen=True, slots=True)
+class ProvenTables:
+    """Whole tables of the state after `height`, by name, and who voted on the block after it."""
+
+    height: int
+    tables: dict[str, dict[Any, Any]]
+    powers: dict[NodeId, int]
+
+
 class LightClient:
-    """Follows one chain's headers, and proves answers under them.
+    """Proves answers under the headers of one chain.
 
     Args:
         network: the nodes to ask.
-        start: height and hash of a block that the caller trusts; genesis where there is none.
+        store: where the last verified header is kept between runs.
+        start: height and hash of a block that the caller trusts.
 
     """
 
-    def __init__(self, network: Network, start: tuple[int, Hash] | None = None) -> None:
+    def __init__(
+        self, network: Network, store: TrustStore, start: tuple[int, Hash] | None = None
+    ) -> None:
         self._network = network
-        self._start = start
-        self._latest: TrustedBlock | None = None
-        self._base: TrustedBlock | None = None
-        """What the latest was verified from: a fork is judged from here."""
-        self._latest_block: LightBlock | None = None
-        self._witnessed_height = 0
+        self._headers = HeaderChain(network, store, start)
         self._fork: LedgerForkError | None = None
         self._lock = asyncio.Lock()
 
     @property
     def latest(self) -> TrustedBlock | None:
         """The highest block that is trusted; None before the first proof, or if it is genesis."""
-        return self._latest if self._latest is not None and self._latest.height else None
+        return self._headers.latest
+
+    async def close(self) -> None:
+        """Keep the last verified header for the next run."""
+        if self._fork is None:
+            await self._headers.save(at_once=True)
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -123,21 +123,26 @@ class LightClient:
         hub = self._network.market.hub
         request = pb.GetAccountProofRequest(account=account, hub=hub)
 
-        def read(proven: _Proven) -> Balance:
+        async def read(proven: _Proven) -> Balance:
             record = _verify(proven, "account", "accounts", account, AccountRecord)
             term = _verify(proven, "current_term", "current_terms", hub, int)
-            with _naming("current_term"):
+            with naming("current_term"):
                 if term is None:
                     raise InvalidProofError(f"the ledger has no hub {hub!r}")
             key = HoldKey(hub, term or 0, account)
             hold = _verify(proven, "hold", "holds", key, HoldRecord)
             held = {(b.kind, b.hub): b.micros for b in record.balances} if record else {}
+            everywhere = HubId("")
             return Balance(
                 account=account.hex(),
                 exists=record is not None,
-                available_micros=held.get((AccountKind.AVAILABLE, HubId("")), 0),
+                available_micros=held.get((AccountKind.AVAILABLE, everywhere), 0),
                 escrow_micros=held.get((AccountKind.ESCROW, hub), 0),
                 allowance_micros=hold.allowance_micros if hold is not None else 0,
+                staked_micros=held.get((AccountKind.STAKE, everywhere), 0),
+                unbonding_micros=held.get((AccountKind.UNBONDING, everywhere), 0),
+                pending_micros=held.get((AccountKind.PENDING, everywhere), 0),
+                deposit_micros=held.get((AccountKind.DEPOSIT, everywhere), 0),
                 height=proven.height,
                 verified=True,
             )
@@ -146,12 +151,14 @@ class LightClient:
             lambda stub: stub.GetAccountProof(request, timeout=ASK_SECONDS),
             read,
             UnverifiedBalanceError,
-            after_height,
+            after_height=after_height,
         )
 
     async def get_settlement(self, allocation: Allocation, signed_micros: int | None) -> Settlement:
         """Prove what is settled of the channel that an allocation belongs to.
 
+        Of a closed term it is what the last `Settle` that a node shows has settled; if that is
+        not all, other nodes are asked for a later one.
         Raises: UnverifiedSettlementError, and as `get_balance`.
         """
         key = TotalKey(
@@ -163,11 +170,11 @@ class LightClient:
         )
         request = pb.GetSettlementProofRequest(**key._asdict())
 
-        def read(proven: _Proven) -> Settlement:
+        async def read(proven: _Proven) -> Settlement:
             term_key = TermKey(key.hub, key.term)
             term = _verify(proven, "term", "terms", term_key, TermRecord)
             total = _verify(proven, "total", "totals", key, TotalRecord)
-            return Settlement(
+            settlement = Settlement(
                 provider=key.provider.hex(),
                 term=key.term,
                 is_open=term is not None,
@@ -176,202 +183,209 @@ class LightClient:
                 signed_micros=signed_micros,
                 height=proven.height,
             )
+            if term is None and proven.response.HasField("settled_by"):
+                return await self._read_settled(proven, key, settlement)
+            return settlement
 
         return await self._prove(
             lambda stub: stub.GetSettlementProof(request, timeout=ASK_SECONDS),
             read,
             UnverifiedSettlementError,
-            0,
+            is_enough=lambda settlement: settlement.is_open or settlement.is_settled,
+            compare=lambda settlement: settlement.sequence,
         )
+
+    async def _read_settled(
+        self, proven: _Proven, key: TotalKey, settlement: Settlement
+    ) -> Settlement:
+        """Take what a closed term's channel was settled by from the transaction that did it."""
+        with naming("settled_by"):
+            place = wire.from_proto(TransactionPlace, proven.response.settled_by)
+            request = pb.GetTransactionProofRequest(id=place.id, height=place.height)
+            answer: pb.GetTransactionProofResponse = await self._network.ask_node(
+                proven.node_id,
+                lambda stub: stub.GetTransactionProof(request, timeout=ASK_SECONDS),
+            )
+            recorded, proof = await self._read_transaction(
+                proven.node_id, answer, place.id, place.height
+            )
+            settled = (
+                find_settled(recorded.body, proof.result)
+                if isinstance(recorded.body, Settle)
+                else {}
+            )
+            if key not in settled:
+                raise InvalidProofError("the transaction settles nothing of this channel")
+        sequence, total_micros = settled[key]
+        return replace(
+            settlement, sequence=sequence, settled_micros=total_micros, settled_by=recorded.id
+        )
+
+    async def get_transaction(self, transaction_id: Hash, height: int = 0) -> RecordedTransaction:
+        """Prove a transaction and its result; without a height, where it was recorded first.
+
+        Raises: UnknownTransactionError, UnverifiedTransactionError, and as `get_balance`.
+        """
+        request = pb.GetTransactionProofRequest(id=transaction_id, height=height)
+
+        async def read(proven: _Proven) -> RecordedTransaction:
+            recorded, _ = await self._read_transaction(
+                proven.node_id, proven.response, transaction_id, height
+            )
+            return recorded
+
+        return await self._prove(
+            lambda stub: stub.GetTransactionProof(request, timeout=ASK_SECONDS),
+            read,
+            UnverifiedTransactionError,
+        )
+
+    async def _read_transaction(
+        self, node_id: NodeId, response: Any, transaction_id: Hash, height: int
+    ) -> tuple[RecordedTransaction, TransactionProof]:
+        with naming("transaction"):
+            proof = wire.from_proto(TransactionProof, response.transaction)
+            header, signed = proof.header.message, proof.transaction
+            if signed.hash != transaction_id:
+                raise InvalidProofError("it shows another transaction than was asked for")
+            if height not in (0, header.height):
+                raise InvalidProofError(f"it shows block {header.height}, not {height}")
+        following = await self._headers.get_header(node_id, header.height + 1)
+        verify_transaction(proof, following)
+        recorded = RecordedTransaction(
+            id=transaction_id.hex(),
+            height=header.height,
+            time_ms=header.time_ms,
+            account=signed.message.account.hex(),
+            nonce=signed.message.nonce,
+            body=signed.message.body,
+            code=proof.result.code.name.lower(),
+            detail=proof.result.detail,
+        )
+        return recorded, proof
+
+    async def get_tables(self, tables: Sequence[str], *, after_height: int = 0) -> ProvenTables:
+        """Prove whole tables of the state. Raises: UnverifiedStateError, and as `get_balance`."""
+        request = pb.GetTablesProofRequest(tables=tables)
+
+        async def read(proven: _Proven) -> ProvenTables:
+            shown = list(proven.response.tables)
+            with naming("tables"):
+                if len(shown) != len(tables):
+                    raise InvalidProofError(f"it shows {len(shown)} tables, not {len(tables)}")
+            found: dict[str, dict[Any, Any]] = {}
+            for table, proto in zip(tables, shown, strict=True):
+                with naming(table):
+                    proof = wire.from_proto(TableProof, proto)
+                    found[table] = verify_table(proof, proven.root, table)
+            powers = {member.node_id: member.power for member in proven.block.validators}
+            return ProvenTables(proven.height, found, powers)
+
+        return await self._prove(
+            lambda stub: stub.GetTablesProof(request, timeout=ASK_SECONDS),
+            read,
+            UnverifiedStateError,
+            after_height=after_height,
+        )
+
+    # --- asking ------------------------------------------------------------------------------
 
     async def _prove(
         self,
         call: Callable[[Any], Awaitable[Any]],
-        read: Callable[[_Proven], T],
+        read: Callable[[_Proven], Awaitable[T]],
         error_type: type[UnverifiedAnswerError],
-        after_height: int,
+        *,
+        after_height: int = 0,
+        is_enough: Callable[[T], bool] = lambda _: True,
+        compare: Callable[[T], int] = lambda _: 0,
     ) -> T:
         """Ask one node after the other until one proves its answer.
 
-        Nodes that are only behind are asked again, as the next block is a matter of seconds.
+        Nodes that are only behind are asked again, as the next block is a matter of seconds. Of
+        answers that hold and are not enough the greatest by `compare` is given, after a few nodes.
         """
         params = self._network.market.genesis.params
         give_up_at = time.monotonic() + 2 * params.idle_block_interval_ms / 1000 + ASK_SECONDS
         while True:
-            if self._fork is not None:
-                raise self._fork  # Neither side can be trusted any more.
-            failure: IemasError | None = None
-            is_waiting = False
-            for node_id in self._network.list_preferred():
-                try:
-                    response = await self._network.ask_node(node_id, call)
-                    async with self._lock:
-                        proven = await self._follow(node_id, response, after_height)
-                        value = read(proven)
-                        await self._ask_witnesses(node_id, proven.block)
-                except LedgerForkError as error:
-                    self._fork = error
-                    raise
-                except TrustExpiredError:
-                    raise
-                except _BehindError as error:
-                    is_waiting, failure = True, failure or error
-                except IemasError as error:
-                    # What one node made up says more than that another one is away.
-                    is_away = isinstance(error, APIConnectionError)
-                    failure = (failure or error) if is_away else error
-                else:
-                    return value
+            held, failures = await self._ask_all(call, read, after_height, is_enough)
+            if held:
+                return max(held, key=compare)
+            is_waiting = any(isinstance(error, BehindError) for error in failures)
             if not is_waiting or time.monotonic() > give_up_at:
-                raise _explain(failure, error_type)
+                raise _explain(failures, error_type)
             await asyncio.sleep(POLL_SECONDS)
 
-    # --- headers -----------------------------------------------------------------------------
-
-    async def _follow(self, node_id: NodeId, response: Any, after_height: int) -> _Proven:
-        """Trust the header that an answer came with, if it holds and is new enough."""
-        with _naming("block"):
-            block = wire.from_proto(LightBlock, response.block)
-            rules = self._make_rules()
-            latest = await self._get_latest(rules)
-            if block.height > latest.height:
-                trusted = await self._bisect(node_id, latest, block, rules)
-                self._latest, self._base, self._latest_block = trusted, latest, block
-            elif block.height == latest.height and block.hash != latest.hash:
-                await self._judge(node_id, block, rules)
-                raise InvalidProofError(f"it shows another block {block.height} than is trusted")
-        latest = self._latest or latest
-        age_ms = _get_now_ms() - block.time_ms
-        with _naming("height"):
-            if block.height < latest.height or block.height - 1 < after_height:
-                raise _BehindError(
-                    f"its newest proven height is {block.height - 1}, "
-                    f"{max(latest.height - 1, after_height)} was asked for"
-                )
-            if age_ms > self._get_max_age_ms():
-                raise _BehindError(f"its newest header is {age_ms / 1000:.0f} s old")
-        if latest.state_root is None:
-            raise _BehindError("no block is decided yet")
-        return _Proven(response, block, latest.state_root)
-
-    def _make_rules(self) -> LightRules:
-        market = self._network.market
-        return make_rules(market.chain_id, market.genesis.params)
-
-    def _get_max_age_ms(self) -> int:
-        params = self._network.market.genesis.params
-        return max(LEAST_MAX_AGE_MS, MAX_AGE_INTERVALS * params.idle_block_interval_ms)
-
-    async def _get_latest(self, rules: LightRules) -> TrustedBlock:
-        """Give what is trusted so far, at first genesis or the block that the caller named."""
-        if self._latest is None:
-            if self._start is None:
-                self._latest = trust_genesis(self._network.market.genesis)
-            else:
-                self._latest = await self._fetch_start(*self._start, rules)
-        return self._latest
-
-    async def _fetch_start(self, height: int, block_hash: Hash, rules: LightRules) -> TrustedBlock:
-        failure: IemasError | None = None
+    async def _ask_all(
+        self,
+        call: Callable[[Any], Awaitable[Any]],
+        read: Callable[[_Proven], Awaitable[T]],
+        after_height: int,
+        is_enough: Callable[[T], bool],
+    ) -> tuple[list[T], list[IemasError]]:
+        """Ask nodes until one's answer is enough; give what held, and why others did not."""
+        held: list[T] = []
+        failures: list[IemasError] = []
         for node_id in self._network.list_preferred():
+            if self._fork is not None:
+                raise self._fork  # Neither side can be trusted any more.
             try:
-                block = await self._fetch(node_id, height)
-                return trust_block(block, block_hash, chain_id=rules.chain_id)
+                held.append(await self._ask(node_id, call, read, after_height))
+            except LedgerForkError as error:
+                self._fork = error
+                raise
+            except TrustExpiredError:
+                raise
             except IemasError as error:
-                failure = error
-        raise APIConnectionError(
-            f"no node has the trusted block {height} {short_id(block_hash)}: {failure}"
-        ) from failure
+                failures.append(error)
+            else:
+                if is_enough(held[-1]) or len(held) > WITNESSES:
+                    break
+        return held, failures
 
-    async def _fetch(
-        self, node_id: NodeId, height: int, *, seconds: float = ASK_SECONDS
-    ) -> LightBlock:
-        request = pb.ListLightBlocksRequest(from_height=height, limit=1)
-        response: pb.ListLightBlocksResponse = await self._network.ask_node(
-            node_id, lambda stub: stub.ListLightBlocks(request, timeout=seconds)
-        )
-        if len(response.blocks) != 1:
-            raise MalformedMessageError(f"it does not have block {height}")
-        block = wire.from_proto(LightBlock, response.blocks[0])
-        if block.height != height:
-            raise MalformedMessageError(f"it gave block {block.height}, not {height}")
-        return block
-
-    async def _bisect(
-        self, node_id: NodeId, base: TrustedBlock, target: LightBlock, rules: LightRules
-    ) -> TrustedBlock:
-        """Verify a target with the headers in between of the node that it came from."""
-        wanted = bisect(base, target, rules, now_ms=_get_now_ms())
-        try:
-            height = next(wanted)
-            while True:
-                height = wanted.send(await self._fetch(node_id, height))
-        except StopIteration as done:
-            trusted: TrustedBlock = done.value
-            return trusted
-
-    # --- forks -------------------------------------------------------------------------------
-
-    async def _ask_witnesses(self, node_id: NodeId, block: LightBlock) -> None:
-        """Ask other nodes for the same height, once a height.
-
-        Raises: LedgerForkError if one of them has another header that verifies.
-        """
-        if block.height <= self._witnessed_height:
-            return
-        others = [other for other in self._network.list_preferred() if other != node_id]
-        rules = self._make_rules()
-        await asyncio.gather(
-            *(self._ask_witness(other, block.height, rules) for other in others[:WITNESSES])
-        )
-        self._witnessed_height = block.height
-
-    async def _ask_witness(self, node_id: NodeId, height: int, rules: LightRules) -> None:
-        try:
-            block = await self._fetch(node_id, height, seconds=WITNESS_SECONDS)
-            await self._judge(node_id, block, rules)
-        except (LedgerForkError, TrustExpiredError):
-            raise
-        except IemasError:
-            return  # It is away, behind, or makes up what it shows: no evidence against the other.
-
-    async def _judge(self, node_id: NodeId, block: LightBlock, rules: LightRules) -> None:
-        """Compare a header of the latest height with the one that is trusted.
-
-        Raises: LedgerForkError if it is another one and holds as well; what does not hold of it.
-        """
-        ours, base = self._latest_block, self._base
-        if ours is None or base is None or block.hash == ours.hash:
-            return
-        await self._bisect(node_id, base, block, rules)
-        compare(ours, block)
+    async def _ask(
+        self,
+        node_id: NodeId,
+        call: Callable[[Any], Awaitable[Any]],
+        read: Callable[[_Proven], Awaitable[T]],
+        after_height: int,
+    ) -> T:
+        """Ask one node and prove its answer, then ask others about the header that proves it."""
+        response = await self._network.ask_node(node_id, call)
+        async with self._lock:
+            with naming("block"):
+                block = wire.from_proto(LightBlock, response.block)
+            trusted = await self._headers.follow(node_id, block, after_height)
+            if trusted.state_root is None:
+                raise BehindError("no block is decided yet")
+            value = await read(_Proven(node_id, response, block, trusted.state_root))
+            await self._headers.ask_witnesses(node_id)
+            await self._headers.save()
+        return value
 
 
 def _verify(proven: _Proven, field: str, table: str, key: Any, record_type: type[T]) -> T | None:
-    with _naming(field):
+    with naming(field):
         proof = wire.from_proto(StateProof, getattr(proven.response, field))
         return verify_record(proof, proven.root, table, key, record_type)
 
 
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Note on an error which part of an answer it is about."""
-    try:
-        yield
-    except IemasError as error:
-        error.operands.setdefault("part", field)
-        raise
+def _rank(error: IemasError) -> int:
+    """Rank what to tell of: that a node is away, or behind, says less than what it made up."""
+    if isinstance(error, APIConnectionError) and "part" not in error.operands:
+        return 0
+    return 1 if isinstance(error, (UnknownTransactionError, BehindError)) else 2
 
 
-def _explain(
-    failure: IemasError | None, error_type: type[UnverifiedAnswerError]
-) -> UnverifiedAnswerError | APIConnectionError:
-    if failure is None or (
-        isinstance(failure, APIConnectionError) and "part" not in failure.operands
-    ):
+def _explain(failures: Sequence[IemasError], error_type: type[UnverifiedAnswerError]) -> IemasError:
+    """Make the error of a question that no node answered with a proof."""
+    failure = max(reversed(failures), key=_rank, default=None)
+    if failure is None or _rank(failure) == 0:
         error = APIConnectionError(f"no node of the market answers: {failure}")
         error.__cause__ = failure
         return error
+    if isinstance(failure, UnknownTransactionError):
+        return failure
     part = str(failure.operands.get("part", "answer"))
     unverified = error_type(
         f"no node proved the answer; of the last one, {part} does not hold: {failure}",
@@ -380,7 +394,3 @@ def _explain(
     )
     unverified.__cause__ = failure
     return unverified
-
-
-def _get_now_ms() -> int:
-    return time.time_ns() // 1_000_000

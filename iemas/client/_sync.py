@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
-from iemas.client._aio import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT, AsyncClient, Bootstrap
+from iemas.client._aio import AsyncClient
 from iemas.client._answers import AsyncStream
-from iemas.client._keys import Key
 from iemas.client._messages import Messages
-from iemas.client._options import BidOptions, RequestOptions
+from iemas.client._options import RequestOptions
 from iemas.client._portal import Portal
+from iemas.client._settings import Bootstrap, ClientOptions
 from iemas.client._types import (
     Balance,
     ChatCompletion,
@@ -20,8 +19,11 @@ from iemas.client._types import (
     Completion,
     Model,
     NodeInfo,
+    Parameter,
+    RecordedTransaction,
     Settlement,
     TransactionReceipt,
+    Validator,
 )
 from iemas.client.resources.sessions import AsyncSession
 from iemas.core.auction import Allocation
@@ -295,6 +297,84 @@ class Sessions:
         return Session(self._portal, session)
 
 
+class Ledger:
+    """Acts for a validator and shows who governs the market; see `AsyncLedger`."""
+
+    def __init__(self, portal: Portal, client: AsyncClient) -> None:
+        self._portal = portal
+        self._ledger = client.ledger
+
+    def validators(self) -> tuple[Validator, ...]:
+        """List the validators, proven. Raises: as `AsyncLedger.validators`.
+
+        Example:
+            >>> def show(client):
+            ...     print([validator.power_micros for validator in client.ledger.validators()])
+
+        """
+        return self._portal.run(self._ledger.validators)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """List the market's parameters, proven. Raises: as `AsyncLedger.parameters`.
+
+        Example:
+            >>> def show(client):
+            ...     print({each.name: each.value for each in client.ledger.parameters()})
+
+        """
+        return self._portal.run(self._ledger.parameters)
+
+    def stake(self, amount_micros: int) -> TransactionReceipt:
+        """Stake available money. Raises: as `AsyncLedger.stake`.
+
+        Example:
+            >>> def join(client):
+            ...     client.ledger.stake(10_000_000)
+
+        """
+        return self._portal.run(lambda: self._ledger.stake(amount_micros))
+
+    def unstake(self, amount_micros: int) -> TransactionReceipt:
+        """Take stake back. Raises: as `AsyncLedger.unstake`.
+
+        Example:
+            >>> def leave(client):
+            ...     client.ledger.unstake(client.balance().staked_micros)
+
+        """
+        return self._portal.run(lambda: self._ledger.unstake(amount_micros))
+
+    def place_deposit(self, amount_micros: int) -> TransactionReceipt:
+        """Place the deposit that bonds sealed asks. Raises: as `AsyncLedger.place_deposit`.
+
+        Example:
+            >>> def prepare(client):
+            ...     client.ledger.place_deposit(5_000_000)
+
+        """
+        return self._portal.run(lambda: self._ledger.place_deposit(amount_micros))
+
+    def withdraw_deposit(self, amount_micros: int) -> TransactionReceipt:
+        """Take deposit back. Raises: as `AsyncLedger.withdraw_deposit`.
+
+        Example:
+            >>> def stop_selling(client):
+            ...     client.ledger.withdraw_deposit(5_000_000)
+
+        """
+        return self._portal.run(lambda: self._ledger.withdraw_deposit(amount_micros))
+
+    def vote_parameter(self, name: str, value: int) -> TransactionReceipt:
+        """Vote for a parameter's value. Raises: as `AsyncLedger.vote_parameter`.
+
+        Example:
+            >>> def vote(client):
+            ...     client.ledger.vote_parameter("bid_fee_micros", 2)
+
+        """
+        return self._portal.run(lambda: self._ledger.vote_parameter(name, value))
+
+
 class Client:
     """Buys inference from a market, for the account of one key, from ordinary code.
 
@@ -313,35 +393,14 @@ class Client:
 
     """
 
-    def __init__(
-        self,
-        bootstrap: Bootstrap,
-        *,
-        key: Key,
-        model: str | None = None,
-        bid: BidOptions | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        max_retries: int = DEFAULT_MAX_RETRIES,
-        cache_dir: str | os.PathLike[str] | None = None,
-        genesis: str | os.PathLike[str] | bytes | None = None,
-        trusted_block: tuple[int, str] | None = None,
-    ) -> None:
-        client = self._client = AsyncClient(
-            bootstrap,
-            key=key,
-            model=model,
-            bid=bid,
-            timeout=timeout,
-            max_retries=max_retries,
-            cache_dir=cache_dir,
-            genesis=genesis,
-            trusted_block=trusted_block,
-        )
+    def __init__(self, bootstrap: Bootstrap, **options: Unpack[ClientOptions]) -> None:
+        client = self._client = AsyncClient(bootstrap, **options)
         portal = self._portal = Portal(client.close)
         self.chat = Chat(portal, client)
         self.completions = Completions(portal, client)
         self.models = Models(portal, client)
         self.sessions = Sessions(portal, client)
+        self.ledger = Ledger(portal, client)
 
     @property
     def account(self) -> str:
@@ -376,6 +435,18 @@ class Client:
 
         """
         return self._portal.run(lambda: self._client.get_settlement(allocation))
+
+    def get_transaction(self, transaction: TransactionReceipt | str | bytes) -> RecordedTransaction:
+        """Prove a transaction of any age and what became of it.
+
+        Raises: as `AsyncClient.get_transaction`.
+
+        Example:
+            >>> def check(client, friend):
+            ...     print(client.get_transaction(client.transfer(friend, 5_000_000)).code)
+
+        """
+        return self._portal.run(lambda: self._client.get_transaction(transaction))
 
     def nodes(self) -> tuple[NodeInfo, ...]:
         """List the market's nodes by their own signed reports.

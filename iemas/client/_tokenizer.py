@@ -9,8 +9,6 @@ Source: design §8; transformers `utils/chat_template_utils.py`.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +24,7 @@ import tokenizers
 
 from iemas.core.errors import BadRequestError, ConfigurationError, MalformedMessageError
 from iemas.core.tokenizer_bundle import decode_bundle, encode_bundle
+from iemas.files import write_atomically
 
 Message = Mapping[str, Any]
 
@@ -219,11 +218,7 @@ class TokenizerCache:
         """Keep a bundle. Raises: ConfigurationError if the folder cannot be written."""
         data = encode_bundle(files)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._folder, prefix=".tokenizer-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(name).replace(self._get_path(bundle_hash))
+            write_atomically(self._get_path(bundle_hash), data)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot write the tokenizer cache {self._folder}: {error}; set cache_dir"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from iemas.core.auction import Allocation
 from iemas.core.execution import Receipt
 from iemas.core.types import MICROS_PER_CREDIT
+from iemas.ledger.transaction import TransactionBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,9 @@ class NodeInfo:
 class Balance:
     """An account's money in micro-credits, after the block of `height`.
 
-    `allowance_micros` is what this term's allocations may draw on: a share of the escrow. It is
+    `allowance_micros` is what this term's allocations may draw on: a share of the escrow.
+    `staked_micros` votes on blocks; `unbonding_micros` has left the stake and can still be
+    slashed; `pending_micros` is held for others; `deposit_micros` bonds committed asks. It is
     what one node says, unless it is `verified`: proven by those who hold the stake.
     """
 
@@ -184,6 +187,10 @@ class Balance:
     available_micros: int
     escrow_micros: int
     allowance_micros: int
+    staked_micros: int
+    unbonding_micros: int
+    pending_micros: int
+    deposit_micros: int
     height: int
     verified: bool = False
 
@@ -199,8 +206,9 @@ class Settlement:
 
     `settled_micros` is the running total under `sequence` that was paid out of the escrow.
     `signed_micros` is the total that this client has signed by now, None for another client's
-    channel. A closed term (not `is_open`) can be settled no more, and its totals are forgotten:
-    then `settled_micros` is 0 and says nothing.
+    channel. A closed term (not `is_open`) can be settled no more and its totals are forgotten:
+    then `settled_by` is the id of the transaction that proves the rest, and `settled_micros` is at
+    least what was paid, as no node need show a later one. None of them shown: nothing is proven.
     """
 
     provider: str
@@ -210,11 +218,12 @@ class Settlement:
     settled_micros: int
     signed_micros: int | None
     height: int
+    settled_by: str | None = None
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that this client has signed so far is paid."""
-        return self.is_open and self.settled_micros == self.signed_micros
+        """Whether all that this client has signed so far is paid: then no more can be."""
+        return self.settled_micros == self.signed_micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,4 +231,65 @@ class TransactionReceipt:
     """A transaction that the ledger recorded: its id (hex) and the height of its block."""
 
     id: str
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTransaction:
+    """A transaction and what became of it, proven: in block `height`, at the ledger's `time_ms`.
+
+    `code` is "ok", or why its body was refused; `detail` says more. A refused one has used up its
+    nonce and changed nothing else.
+    """
+
+    id: str
+    height: int
+    time_ms: int
+    account: str
+    nonce: int
+    body: TransactionBody
+    code: str
+    detail: str
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether it did what it says; of a `Settle`, at least for one of its entries."""
+        return self.code == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """A validator of the market's hub, proven: with what stake it votes on blocks.
+
+    `power_micros` is 0 while it is jailed, and for the first two blocks after it came in. `duty`:
+    "live", "absent" (left out of the election of auctioneers until it returns) or "returning".
+    `jailed_until_ms` is set if it may return after a time, `is_tombstoned` if it must stake anew.
+    """
+
+    id: str
+    power_micros: int
+    duty: str
+    is_jailed: bool
+    jailed_until_ms: int | None
+    height: int
+
+    @property
+    def is_tombstoned(self) -> bool:
+        """Whether it is jailed for good, until it stakes anew."""
+        return self.is_jailed and self.jailed_until_ms is None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the market, proven: its value, and what validators would make of it.
+
+    `next_value` is decided and counts from the next term on. `votes` are (validator, value) of
+    those that voted for something else than what holds or is decided.
+    """
+
+    name: str
+    value: int | str | bool
+    is_changeable: bool
+    next_value: int | None
+    votes: tuple[tuple[str, int], ...]
     height: int

@@ -157,7 +157,7 @@ def test_channel_forgets_terms_that_can_no_longer_be_settled(world: Any) -> None
 
 
 def test_balance_in_credits() -> None:
-    assert Balance("a", True, 1_500_000, 500_000, 0, 1).total_credits == 2.0
+    assert Balance("a", True, 1_500_000, 500_000, 0, 0, 0, 0, 0, 1).total_credits == 2.0
 
 
 @pytest.mark.parametrize("module", ["iemas.core", "iemas.client._base", "iemas", "iemas.client"])
