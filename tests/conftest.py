@@ -16,4 +16,5 @@ settings.register_profile("explore", deadline=None, max_examples=1_000, print_bl
 settings.load_profile("reproducible")
 
 # What clients keep between runs (the last verified header of a chain) stays out of the user's.
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="iemas-tests-")
+_state_home = tempfile.TemporaryDirectory(prefix="iemas-tests-")
+os.environ["XDG_STATE_HOME"] = _state_home.name

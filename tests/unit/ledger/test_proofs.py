@@ -5,10 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from iemas.core.errors import InvalidProofError, MalformedMessageError
+from iemas.core.errors import InvalidInputError, InvalidProofError, MalformedMessageError
 from iemas.core.merkle import InclusionProof
 from iemas.core.types import AccountId
-from iemas.ledger.proofs import ProvenLeaf, StateProof, StateProver, verify_record
+from iemas.ledger import proofs
+from iemas.ledger.proofs import (
+    ProvenLeaf,
+    StateProof,
+    StateProver,
+    TableProof,
+    verify_record,
+    verify_table,
+)
 from iemas.ledger.records import AccountRecord, ChainFacts, TermKey, TermRecord, encode_leaf
 from iemas.ledger.transaction import TransferFunds
 from iemas.ledger.transfer import AccountKind
@@ -158,3 +166,61 @@ def test_a_proof_is_bounded() -> None:
         ProvenLeaf(b"", replace(proof, path=(bytes(32),) * 65))
     with pytest.raises(MalformedMessageError, match="1 or 2"):
         StateProof(())
+
+
+# --- whole tables --------------------------------------------------------------------------------
+
+
+def test_every_table_is_proven_whole(chain: LedgerChain, prover: StateProver) -> None:
+    """Full ones, empty ones, and those at the ends of the tree."""
+    tables = chain.state.get_tables()
+    assert any(tables.values())
+    assert not all(tables.values())
+    for name, table in tables.items():
+        assert verify_table(prover.prove_table(name), prover.root, name) == table
+
+
+def test_a_table_cannot_be_shown_in_part(chain: LedgerChain, prover: StateProver) -> None:
+    leaves = prover.prove_table("validators").leaves
+    assert len(leaves) == len(chain.state.validators) + 2
+    parts = [leaves[:-1], leaves[1:], leaves[1:-1], leaves[:1], leaves[-1:], leaves[::-1]]
+    parts += [(*leaves[:at], *leaves[at + 1 :]) for at in range(1, len(leaves) - 1)]
+    for part in parts:
+        with pytest.raises(InvalidProofError):
+            verify_table(TableProof(tuple(part)), prover.root, "validators")
+
+
+def test_no_made_up_size_ends_a_table_early(prover: StateProver) -> None:
+    """The last leaf shown would have to be the tree's, whatever its proof claims."""
+    leaves = prover.prove_table("validators").leaves[:-1]
+    for claimed in range(1, 60):
+        forged = []
+        for number, leaf in enumerate(leaves):
+            index = claimed - len(leaves) + number
+            if index < 0:
+                break
+            proof = InclusionProof(index, claimed, leaf.proof.path)
+            forged.append(ProvenLeaf(leaf.leaf, proof))
+        else:
+            with pytest.raises(InvalidProofError):
+                verify_table(TableProof(tuple(forged)), prover.root, "validators")
+
+
+def test_a_table_of_another_state_is_refused(chain: LedgerChain, prover: StateProver) -> None:
+    old = prover.prove_table("validators")
+    chain.submit("alice", TransferFunds(chain.get_id("bob"), 7))
+    with pytest.raises(InvalidProofError, match="does not lead to the state root"):
+        verify_table(old, chain.state.compute_root(), "validators")
+
+
+def test_the_proof_of_another_table_is_refused(prover: StateProver) -> None:
+    with pytest.raises(InvalidProofError):
+        verify_table(prover.prove_table("validators"), prover.root, "accounts")
+
+
+def test_a_table_is_bounded(prover: StateProver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "MAX_TABLE", 2)
+    with pytest.raises(InvalidInputError, match="more than 2 records"):
+        prover.prove_table("validators")
+    with pytest.raises(MalformedMessageError, match="1 to 4 leaves"):
+        TableProof(prover.prove_table("jails").leaves * 3)
