@@ -1,11 +1,9 @@
-# ruff: noqa: N802 (the names of the service's methods are the protocol's)
 """Verified answers from real nodes over gRPC, some of which lie."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from iemas import (
     AsyncClient,
     Client,
     ConfigurationError,
-    Identity,
     LedgerForkError,
     UnverifiedBalanceError,
     UnverifiedSettlementError,
@@ -32,11 +29,10 @@ from iemas.v1 import market_service_pb2 as pb
 from iemas.v1 import market_service_pb2_grpc
 from node.local_market import Funds, LocalMarket, MarketPlan
 from node.local_market.plan import CUSTOMER
-from node.transport import NodeCertificates, PublicListener
+from tests.lying_node import Lie, cut, isolate, lying_node
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
-Lie = Callable[[Any], None]
 SIMULATED = ("--decode-ms", "1", "--prefill-us-per-token", "10")
 
 
@@ -58,58 +54,6 @@ async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loca
     async with LocalMarket(tmp_path_factory.mktemp("market")) as started:
         await started.start(plan, lambda _line: None)
         yield started
-
-
-class LyingServicer(market_service_pb2_grpc.MarketServiceServicer):
-    """Passes every question on to a real node, and spoils the answers that it has lies for."""
-
-    def __init__(self, stub: Any, lies: dict[str, Lie]) -> None:
-        self._stub = stub
-        self._lies = lies
-        self.asked: list[str] = []
-
-    async def _answer(self, name: str, request: Any) -> Any:
-        self.asked.append(name)
-        answer = await getattr(self._stub, name)(request, timeout=5)
-        self._lies.get(name, lambda _: None)(answer)
-        return answer
-
-    async def GetMarket(self, request: Any, context: Any) -> Any:
-        return await self._answer("GetMarket", request)
-
-    async def ListReports(self, request: Any, context: Any) -> Any:
-        return pb.ListReportsResponse()  # and names no other node
-
-    async def GetTerm(self, request: Any, context: Any) -> Any:
-        return await self._answer("GetTerm", request)
-
-    async def GetAccount(self, request: Any, context: Any) -> Any:
-        return await self._answer("GetAccount", request)
-
-    async def ListLightBlocks(self, request: Any, context: Any) -> Any:
-        return await self._answer("ListLightBlocks", request)
-
-    async def GetAccountProof(self, request: Any, context: Any) -> Any:
-        return await self._answer("GetAccountProof", request)
-
-    async def GetSettlementProof(self, request: Any, context: Any) -> Any:
-        return await self._answer("GetSettlementProof", request)
-
-
-@asynccontextmanager
-async def lying_node(market: LocalMarket, **lies: Lie) -> AsyncIterator[tuple[str, LyingServicer]]:
-    identity = Identity(b"liar" * 8)
-    async with await tls.connect(tls.parse_address(market.bootstrap[0])) as channel:
-        servicer = LyingServicer(market_service_pb2_grpc.MarketServiceStub(channel), dict(lies))
-        listener = PublicListener(
-            NodeCertificates(identity),
-            [lambda s: market_service_pb2_grpc.add_MarketServiceServicer_to_server(servicer, s)],
-        )
-        port = await listener.start("127.0.0.1:0")
-        try:
-            yield f"{identity.node_id.hex()}@127.0.0.1:{port}", servicer
-        finally:
-            await listener.stop(0)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -194,13 +138,6 @@ async def test_the_sync_client_verifies_too(market: LocalMarket) -> None:
 # --- lies ----------------------------------------------------------------------------------------
 
 
-def cut(field: str) -> Lie:
-    def lie(answer: Any) -> None:
-        del getattr(answer, field).leaves[0].proof.path[-1:]
-
-    return lie
-
-
 def swap(answer: Any) -> None:
     """Show the hold where the account should be."""
     answer.account.CopyFrom(answer.hold)
@@ -237,16 +174,10 @@ LIES: list[tuple[Lie, str]] = [
 ]
 
 
-async def isolate(client: AsyncClient) -> None:
-    """Let the client know no node but the one that it began with."""
-    await client.connect()
-    del client._core.network._preferred[1:]
-
-
 @pytest.mark.parametrize(("lie", "field"), LIES)
 async def test_a_lying_node_convinces_nobody(market: LocalMarket, lie: Lie, field: str) -> None:
     async with (
-        lying_node(market, GetAccountProof=lie) as (address, servicer),
+        lying_node(market.bootstrap[0], GetAccountProof=lie) as (address, servicer),
         AsyncClient(address, key=market.customer_key, genesis=market.home.genesis_file) as client,
     ):
         await isolate(client)
@@ -259,7 +190,7 @@ async def test_a_lying_node_convinces_nobody(market: LocalMarket, lie: Lie, fiel
 async def test_the_first_node_cannot_hide_the_others(market: LocalMarket) -> None:
     """Who is auctioneer is signed by itself and names its address: the client asks there too."""
     async with (
-        lying_node(market, GetAccountProof=drop_votes) as (address, servicer),
+        lying_node(market.bootstrap[0], GetAccountProof=drop_votes) as (address, servicer),
         AsyncClient(address, key=market.customer_key) as client,
     ):
         assert (await client.balance(verify=True)).verified
@@ -268,7 +199,7 @@ async def test_the_first_node_cannot_hide_the_others(market: LocalMarket) -> Non
 
 async def test_a_lying_node_is_passed_over_for_an_honest_one(market: LocalMarket) -> None:
     async with (
-        lying_node(market, GetAccountProof=drop_votes) as (address, servicer),
+        lying_node(market.bootstrap[0], GetAccountProof=drop_votes) as (address, servicer),
         AsyncClient([address, *market.bootstrap], key=market.customer_key) as client,
     ):
         assert (await client.balance(verify=True)).verified
@@ -287,7 +218,7 @@ async def test_an_old_but_true_answer_is_not_the_newest(
         answer.ParseFromString(first[0])
 
     async with (
-        lying_node(market, GetAccountProof=repeat) as (address, _),
+        lying_node(market.bootstrap[0], GetAccountProof=repeat) as (address, _),
         AsyncClient(address, key=market.customer_key) as client,
         AsyncClient(market.bootstrap, key=market.customer_key) as honest,
     ):
@@ -305,7 +236,7 @@ async def test_a_settlement_cannot_be_made_up(market: LocalMarket, client: Async
         messages=[{"role": "user", "content": "Name a colour."}], max_tokens=4
     )
     async with (
-        lying_node(market, GetSettlementProof=cut("total")) as (address, _),
+        lying_node(market.bootstrap[0], GetSettlementProof=cut("total")) as (address, _),
         AsyncClient(address, key=market.customer_key) as deceived,
     ):
         await isolate(deceived)
@@ -326,7 +257,7 @@ async def test_a_fork_is_evidence(market: LocalMarket) -> None:
             answer.blocks[index].CopyFrom(wire.to_proto(make_twin(block, signers)))
 
     async with (
-        lying_node(market, ListLightBlocks=fork) as (address, _),
+        lying_node(market.bootstrap[0], ListLightBlocks=fork) as (address, _),
         AsyncClient([*market.bootstrap[:1], address], key=market.customer_key) as client,
     ):
         with pytest.raises(LedgerForkError, match="forked") as caught:
