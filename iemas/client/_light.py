@@ -372,9 +372,11 @@ def _verify(proven: _Proven, field: str, table: str, key: Any, record_type: type
 
 def _rank(error: IemasError) -> int:
     """Rank what to tell of: that a node is away, or behind, says less than what it made up."""
-    if isinstance(error, APIConnectionError) and "part" not in error.operands:
-        return 0
-    return 1 if isinstance(error, (UnknownTransactionError, BehindError)) else 2
+    if isinstance(error, BehindError):
+        return 1
+    if "part" in error.operands:
+        return 2
+    return {APIConnectionError: 0, UnknownTransactionError: 1}.get(type(error), 2)
 
 
 def _explain(failures: Sequence[IemasError], error_type: type[UnverifiedAnswerError]) -> IemasError:
@@ -384,7 +386,7 @@ def _explain(failures: Sequence[IemasError], error_type: type[UnverifiedAnswerEr
         error = APIConnectionError(f"no node of the market answers: {failure}")
         error.__cause__ = failure
         return error
-    if isinstance(failure, UnknownTransactionError):
+    if isinstance(failure, UnknownTransactionError) and "part" not in failure.operands:
         return failure
     part = str(failure.operands.get("part", "answer"))
     unverified = error_type(

@@ -57,9 +57,12 @@ async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loca
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def client(market: LocalMarket) -> AsyncIterator[AsyncClient]:
+async def client(market: LocalMarket, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(
-        market.bootstrap, key=market.customer_key, genesis=market.home.genesis_file
+        market.bootstrap,
+        key=market.customer_key,
+        genesis=market.home.genesis_file,
+        state_dir=tmp_path / "own",
     ) as made:
         yield made
 
