@@ -81,7 +81,11 @@ def make_chain(totals: int, providers: int, others: int) -> tuple[LedgerChain, B
 def make_empty_block(chain: LedgerChain, replica: LedgerApplication) -> Block:
     """Make the block after the replica's last one, without transactions."""
     state = replica.state
-    return chain.make_block(height=state.height + 1, state_root=state.compute_root())
+    return chain.make_block(
+        height=state.height + 1,
+        state_root=state.compute_root(),
+        results_root=state.facts.results_root,
+    )
 
 
 def measure(totals: int, providers: int, others: int, repeats: int) -> dict[str, object]:

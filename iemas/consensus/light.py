@@ -5,7 +5,7 @@ header over from them in one of two ways. *Sequentially*: a header names the val
 height, so the next header holds if more than two thirds of them signed it. *Skipping*: a header far
 ahead holds if more than a third of the trusted validators' power signed it (so at least one correct
 one did) and more than two thirds of its own; where too many have changed, a header in between is
-checked first. Trust lasts for a period shorter than what stake needs to unbond.
+checked first. Trust lasts for a period in which who signed can still lose its stake for it.
 
 Pure: headers and the time come in as arguments. `verify_light_block` checks one step;
 `bisect` asks for the headers that it needs, as a generator:
@@ -85,16 +85,16 @@ def make_rules(
     So whoever signs a false header still has its stake locked, and a third of the window is left to
     bring the evidence.
 
-    Raises: ConfigurationError if trust would last as long as unbonding, or not at all.
+    Raises: ConfigurationError if trust would last as long as the evidence window, or not at all.
     """
     period_ms = (
         params.evidence_window_ms * 2 // 3 if trusting_period_ms is None else trusting_period_ms
     )
-    if not 0 < period_ms < params.unbonding_ms:
+    if not 0 < period_ms < params.evidence_window_ms:
         raise ConfigurationError(
-            f"the trusting period must be above 0 and below the market's unbonding time "
-            f"({params.unbonding_ms} ms), got {period_ms} ms: who has left with its stake could "
-            "sign anything",
+            f"the trusting period must be above 0 and below the market's evidence window "
+            f"({params.evidence_window_ms} ms), got {period_ms} ms: who cannot lose its stake any "
+            "more could sign anything",
             key="trusting_period_ms",
         )
     return LightRules(chain_id, period_ms)

@@ -50,9 +50,18 @@ from iemas.core.tokenizer_bundle import decode_bundle, encode_bundle
 from iemas.core.types import HashAlgorithm
 from iemas.genesis import encode_genesis, load_genesis
 from iemas.keystore import load_key
-from iemas.ledger.proofs import ProvenLeaf, StateProof, StateProver, verify_record
+from iemas.ledger.history import TransactionProof, prove_transaction, verify_transaction
+from iemas.ledger.proofs import (
+    ProvenLeaf,
+    StateProof,
+    StateProver,
+    TableProof,
+    verify_record,
+    verify_table,
+)
 from iemas.ledger.records import AccountRecord
 from iemas.ledger.snapshot import decode_state, encode_state
+from iemas.ledger.transaction import TransferFunds
 from iemas.rpc_errors import build_error
 from iemas.testing.chain import LedgerChain, make_genesis
 from iemas.testing.tokenizer import build_byte_tokenizer
@@ -237,6 +246,13 @@ def _list_ledger(random: Random) -> list[Decoder]:
             (wire.encode(proof),),
             weight=20,
         ),
+        Decoder(
+            "table proof",
+            lambda data: verify_table(wire.decode(TableProof, data), prover.root, "validators"),
+            (wire.encode(prover.prove_table("validators")),),
+            weight=20,
+        ),
+        Decoder("transaction proof", *_make_history(), weight=20),
         Decoder("state leaf", prove_leaf, tuple(_list_leaves()), weight=20),
         Decoder("light block", follow, tuple(wire.encode(b) for b in light.blocks), weight=30),
         Decoder(
@@ -251,6 +267,22 @@ def _list_ledger(random: Random) -> list[Decoder]:
             (wire.encode(clearing),),
         ),
     ]
+
+
+def _make_history() -> tuple[Callable[[bytes], object], tuple[bytes, ...]]:
+    """A proof of a transaction as a light client checks it, and a valid one."""
+    chain = LedgerChain()
+    carol = chain.get_id("carol")
+    transfers = [chain.make_transaction("alice", TransferFunds(carol, n)) for n in (5, 6, 7)]
+    results = chain.apply(transfers).results
+    block = chain.blocks[-1]
+    following = replace(chain.make_block().header.message, previous_hash=block.hash)
+
+    def verify(data: bytes) -> object:
+        return verify_transaction(wire.decode(TransactionProof, data), following)
+
+    seeds = tuple(wire.encode(prove_transaction(block, results, index)) for index in range(3))
+    return verify, seeds
 
 
 def _list_leaves() -> list[bytes]:

@@ -235,9 +235,9 @@ def test_trust_expires(chain: LightChain) -> None:
     assert caught.value.height == 0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("period_ms", [0, MarketParams().unbonding_ms])
-def test_trust_must_end_before_stake_is_free(period_ms: int) -> None:
-    with pytest.raises(ConfigurationError, match="unbonding"):
+@pytest.mark.parametrize("period_ms", [0, MarketParams().evidence_window_ms])
+def test_trust_must_end_while_its_signers_can_be_punished(period_ms: int) -> None:
+    with pytest.raises(ConfigurationError, match="evidence window"):
         make_rules("chain", MarketParams(), trusting_period_ms=period_ms)
 
 
