@@ -125,11 +125,7 @@ class LightClient:
 
         async def read(proven: _Proven) -> Balance:
             record = _verify(proven, "account", "accounts", account, AccountRecord)
-            term = _verify(proven, "current_term", "current_terms", hub, int)
-            with naming("current_term"):
-                if term is None:
-                    raise InvalidProofError(f"the ledger has no hub {hub!r}")
-            key = HoldKey(hub, term or 0, account)
+            key = HoldKey(hub, self._read_current_term(proven, hub), account)
             hold = _verify(proven, "hold", "holds", key, HoldRecord)
             held = {(b.kind, b.hub): b.micros for b in record.balances} if record else {}
             everywhere = HubId("")
@@ -171,6 +167,8 @@ class LightClient:
         request = pb.GetSettlementProofRequest(**key._asdict())
 
         async def read(proven: _Proven) -> Settlement:
+            if key.term > self._read_current_term(proven, key.hub):
+                raise BehindError(f"term {key.term} begins after its proven height", part="height")
             term_key = TermKey(key.hub, key.term)
             term = _verify(proven, "term", "terms", term_key, TermRecord)
             total = _verify(proven, "total", "totals", key, TotalRecord)
@@ -194,6 +192,14 @@ class LightClient:
             is_enough=lambda settlement: settlement.is_open or settlement.is_settled,
             compare=lambda settlement: settlement.sequence,
         )
+
+    @staticmethod
+    def _read_current_term(proven: _Proven, hub: HubId) -> int:
+        term = _verify(proven, "current_term", "current_terms", hub, int)
+        with naming("current_term"):
+            if term is None:
+                raise InvalidProofError(f"the ledger has no hub {hub!r}")
+            return term
 
     async def _read_settled(
         self, proven: _Proven, key: TotalKey, settlement: Settlement

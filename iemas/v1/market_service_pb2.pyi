@@ -687,6 +687,7 @@ class GetSettlementProofResponse(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     SETTLED_BY_FIELD_NUMBER: _builtins.int
+    CURRENT_TERM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def block(self) -> _consensus_pb2.LightBlock: ...
     @_builtins.property
@@ -701,6 +702,10 @@ class GetSettlementProofResponse(_message.Message):
     def settled_by(self) -> _ledger_pb2.TransactionPlace:
         """The last transaction that settled it, for when the term is closed: a hint, not proven."""
 
+    @_builtins.property
+    def current_term(self) -> _ledger_pb2.StateProof:
+        """The number of the hub's current term: a later one has not begun, rather than closed."""
+
     def __init__(
         self,
         *,
@@ -708,10 +713,11 @@ class GetSettlementProofResponse(_message.Message):
         term: _ledger_pb2.StateProof | None = ...,
         total: _ledger_pb2.StateProof | None = ...,
         settled_by: _ledger_pb2.TransactionPlace | None = ...,
+        current_term: _ledger_pb2.StateProof | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "current_term", b"current_term", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "current_term", b"current_term", "settled_by", b"settled_by", "term", b"term", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,6 +133,7 @@ class LightServer:
             block=wire.to_proto(block),
             term=wire.to_proto(prover.prove("terms", TermKey(hub, request.term))),
             total=wire.to_proto(prover.prove("totals", total)),
+            current_term=wire.to_proto(prover.prove("current_terms", hub)),
             settled_by=None if found is None else wire.to_proto(found),
         )
 
