@@ -1,12 +1,15 @@
 # `make help` lists the targets. Everything runs in .venv, which `make setup` creates.
 #
 #   make setup PYTHON=/path/to/python3.11     another interpreter (3.11 or later)
+#   make test-determinism PYTHONS="3.12 /path/to/python3.15"
+#                                             which other interpreters replay the golden chain
 #   make demo  TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                                             where vLLM's CPU build of PyTorch comes from: on an
 #                                             ordinary machine PyTorch's own index of CPU wheels
 
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PYTHONS ?= 3.12 3.13 3.14 3.15
 BIN := .venv/bin
 STAMP := .venv/.setup-done
 
@@ -16,12 +19,13 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lint format protos protos-check test-fast test-model test-e2e test demo clean
+.PHONY: help setup lint format protos protos-check test-fast test-determinism test-model test-e2e test demo clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Options: PYTHON=/path/to/python3.11"
+	@echo "         PYTHONS=\"3.12 /path/to/python3.15\"  (for test-determinism)"
 	@echo "         TORCH_INDEX=https://download.pytorch.org/whl/cpu  (where vLLM's PyTorch is from)"
 
 setup: $(STAMP) ## Create .venv with the package and all that tests and benchmarks need.
@@ -60,13 +64,16 @@ protos-check: setup ## Fail if iemas/v1 is not what protos/ generates.
 test-fast: setup ## Run all tests that need neither vLLM nor Docker (under 2 minutes).
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/model
 
+test-determinism: setup ## Replay the golden chain under every other Python that is here.
+	$(BIN)/python -m tests.determinism.pythons $(PYTHONS)
+
 test-model: setup ## Explore consensus exhaustively, reduced (python -m tests.model is the whole).
 	$(BIN)/python -m pytest tests/model
 
 test-e2e: setup ## Run the tests on real vLLM and real Compose.
 	$(BIN)/python -m pytest tests/e2e
 
-test: lint protos-check test-fast test-model test-e2e ## Run everything that CI runs, from nothing.
+test: lint protos-check test-fast test-determinism test-model test-e2e ## Run everything that CI runs, from nothing.
 
 demo: setup ## Run a market of 3 nodes on 3 real vLLM servers and show it.
 	$(BIN)/python -m examples.demo
