@@ -15,6 +15,7 @@ from typing import Any
 
 from iemas import wire
 from iemas.core.encoding import compute_hash
+from iemas.core.errors import InvalidInputError
 from iemas.genesis import encode_genesis, load_genesis
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
 from iemas.ledger.header import Block
@@ -22,6 +23,10 @@ from tests.determinism.story import judge, tell_everything
 
 PATH = Path(__file__).parents[1] / "vectors" / "chain.json"
 COMMAND = "python -m tests.determinism --write"
+ADVICE = (
+    f"If a ledger rule, a record or a genesis parameter was changed on purpose: {COMMAND} "
+    "(tests/vectors/README.md). If not, replicas of two versions would fork here."
+)
 
 
 class VectorMismatchError(AssertionError):
@@ -84,8 +89,16 @@ def save_vectors() -> None:
 
 
 def load_vectors() -> Vectors:
-    """Load the file."""
-    data = json.loads(PATH.read_text())
+    """Load the file. Raises: VectorMismatchError if its blocks do not decode any more."""
+    try:
+        return _decode(json.loads(PATH.read_text()))
+    except InvalidInputError as error:
+        raise VectorMismatchError(
+            f"the vectors' blocks do not decode ({error}). {ADVICE}"
+        ) from error
+
+
+def _decode(data: dict[str, Any]) -> Vectors:
     return Vectors(
         genesis=data["genesis"].encode(),
         chain_id=data["chain_id"],
@@ -123,7 +136,5 @@ def replay(vectors: Vectors) -> str:
 def _compare(height: int, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise VectorMismatchError(
-            f"height {height}: the {what} is {found}, the vectors say {expected}. If a rule of the "
-            f"ledger, a record or a genesis parameter was changed on purpose: {COMMAND} (see "
-            "tests/vectors/README.md). If not, replicas of two versions would fork here."
+            f"height {height}: the {what} is {found}, the vectors say {expected}. {ADVICE}"
         )
