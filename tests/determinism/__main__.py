@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 
-from tests.determinism.vectors import load_vectors, replay, save_vectors
+from tests.determinism.vectors import load_vectors, repeat_rounds, replay, save_vectors
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         "blocks": len(vectors.blocks),
         "transactions": sum(len(vector.block.transactions) for vector in vectors.blocks),
         "state_root": root,
+        "rounds": repeat_rounds(),
         "seconds": round(time.perf_counter() - started, 2),
     }
     print(json.dumps(line))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 VENVS = ROOT / ".venv" / "determinism"
-NEEDED = ("cbor2", "cryptography", "protobuf")
+NEEDED = ("cbor2", "cryptography", "numpy", "protobuf", "scipy")
 
 
 def list_requirements() -> list[str]:
@@ -58,7 +58,8 @@ def make_environment(python: Path, name: str) -> Path | None:
     home = VENVS / name.strip("/").replace("/", "-")
     inside = home / "bin" / "python"
     done = home / ".done"
-    if done.exists() and done.read_text() == str(python):
+    wanted = "\n".join([str(python), *list_requirements()])
+    if done.exists() and done.read_text() == wanted:
         return inside
     make = [str(python), "-m", "venv", "--clear", "--without-pip", str(home)]
     install = [sys.executable, "-m", "pip", "--python", str(inside), "install", "--quiet"]
@@ -67,7 +68,7 @@ def make_environment(python: Path, name: str) -> Path | None:
         if result.returncode != 0:
             print(*result.stderr.strip().splitlines()[-3:], sep="\n", file=sys.stderr)
             return None
-    done.write_text(str(python))
+    done.write_text(wanted)
     return inside
 
 

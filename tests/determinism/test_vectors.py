@@ -13,12 +13,14 @@ from dataclasses import replace
 
 import pytest
 
+from auctioneer.mechanism import lateness as rounds
 from iemas.core.types import AccountId
 from iemas.genesis import load_genesis
 from iemas.ledger import application, blocks
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
 from tests.determinism import vectors as golden
+from tests.determinism.rounds import MARKETS
 from tests.determinism.story import EVERYTHING, judge
 
 
@@ -29,6 +31,16 @@ def vectors() -> golden.Vectors:
 
 def test_the_golden_chain_replays(vectors: golden.Vectors) -> None:
     assert golden.replay(vectors) == vectors.blocks[-1].state_root
+
+
+def test_the_drawn_rounds_come_to_the_same() -> None:
+    assert golden.repeat_rounds() == MARKETS
+
+
+def test_a_round_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "PPM", rounds.PPM + 1)
+    with pytest.raises(golden.VectorMismatchError, match="drawn round 0"):
+        golden.repeat_rounds()
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4294967295"])

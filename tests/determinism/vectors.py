@@ -19,12 +19,15 @@ from iemas.core.errors import InvalidInputError
 from iemas.genesis import encode_genesis, load_genesis
 from iemas.ledger.application import FinalizedBlock, LedgerApplication
 from iemas.ledger.header import Block
+from tests.determinism.rounds import list_rounds
 from tests.determinism.story import judge, tell_everything
 
-PATH = Path(__file__).parents[1] / "vectors" / "chain.json"
+FOLDER = Path(__file__).parents[1] / "vectors"
+PATH = FOLDER / "chain.json"
+ROUNDS_PATH = FOLDER / "rounds.json"
 COMMAND = "python -m tests.determinism --write"
 ADVICE = (
-    f"If a ledger rule, a record or a genesis parameter was changed on purpose: {COMMAND} "
+    f"If a rule, a record or a genesis parameter was changed on purpose: {COMMAND} "
     "(tests/vectors/README.md). If not, replicas of two versions would fork here."
 )
 
@@ -84,8 +87,9 @@ def make_vectors() -> dict[str, Any]:
 
 
 def save_vectors() -> None:
-    """Write the file anew."""
+    """Write both files anew."""
     PATH.write_text(json.dumps(make_vectors(), indent=0) + "\n")
+    ROUNDS_PATH.write_text(json.dumps(list_rounds(), indent=0) + "\n")
 
 
 def load_vectors() -> Vectors:
@@ -131,6 +135,18 @@ def replay(vectors: Vectors) -> str:
         _compare(vector.height, "state root", finalized.state_root.hex(), vector.state_root)
         app.commit()
     return app.info().state_root.hex()
+
+
+def repeat_rounds() -> int:
+    """Compute the drawn rounds again; give their number.
+
+    Raises: VectorMismatchError with the first one that differs.
+    """
+    expected = json.loads(ROUNDS_PATH.read_text())
+    for number, (found, known) in enumerate(zip(list_rounds(), expected, strict=True)):
+        if found != known:
+            raise VectorMismatchError(f"drawn round {number} comes to something else. {ADVICE}")
+    return len(expected)
 
 
 def _compare(height: int, what: str, found: str, expected: str) -> None:
