@@ -71,10 +71,13 @@ PAUSES_MS = (1, 50, 50, 200, 1_000, 4_000, 12_000)
 
 Step = tuple[str, TransactionBody]
 
+OUTSIDE_OF_BLOCKS = ("GENESIS", "SNAPSHOT")
+"""Why money moves in a store's journal and in no block."""
+
 EVERYTHING = frozenset(
     {body.__name__ for body in get_args(TransactionBody)}
     | {code.name for code in ResultCode if code is not ResultCode.UNSPECIFIED}
-    | {reason.name for reason in TransferReason if reason is not TransferReason.GENESIS}
+    | {reason.name for reason in TransferReason if reason.name not in OUTSIDE_OF_BLOCKS}
 )
 """Every kind of transaction, every result, and every reason for which money moves in a block."""
 
