@@ -1,6 +1,7 @@
 """What integration and end-to-end tests ask of a local market, simulated or on real vLLM."""
 
 import asyncio
+import contextlib
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from iemas import AsyncClient
 from iemas.client._types import ChatCompletion
-from iemas.tls import parse_address
-from node.cli.history import Findings, check_market
+from iemas.core.errors import APIConnectionError
+from iemas.tls import Address, parse_address
+from node.cli.history import Findings, History, check_market
 from node.local_market import LocalMarket
 from node.local_market.probe import get_status
 
@@ -61,27 +63,52 @@ def list_later(turns: Sequence[Turn]) -> list[Turn]:
     return [turn for turn in turns if turn.number > 1]
 
 
-async def wait_settled(market: LocalMarket) -> None:
-    """Wait until nobody has anything to settle and all nodes have verified the same rounds."""
-    addresses = [parse_address(node.address) for node in market.nodes.values() if node.running]
+def list_running(market: LocalMarket) -> list[Address]:
+    """Give the addresses of the nodes that run."""
+    return [parse_address(node.address) for node in market.nodes.values() if node.running]
+
+
+async def wait_settled(market: LocalMarket, *, same_rounds: bool = True) -> None:
+    """Wait until nobody has anything to settle; and all have verified the same rounds, if asked."""
+    addresses = list_running(market)
     async with asyncio.timeout(SETTLE_S):
         while True:
             statuses = await asyncio.gather(*(get_status(address) for address in addresses))
-            rounds = {status.transcripts_verified for status in statuses}
-            if not any(s.unsettled_channels or s.open_books for s in statuses) and len(rounds) == 1:
+            rounds = {status.transcripts_verified for status in statuses if same_rounds}
+            if not any(s.unsettled_channels or s.open_books for s in statuses) and len(rounds) <= 1:
                 return
             await asyncio.sleep(0.1)
 
 
+async def wait_in_step(market: LocalMarket, least_height: int = 1) -> int:
+    """Wait until all nodes answer with one height and one state root; give the height."""
+    addresses = [parse_address(node.address) for node in market.nodes.values()]
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(APIConnectionError):
+                statuses = await asyncio.gather(*(get_status(address) for address in addresses))
+                heights = {status.height for status in statuses}
+                if len({status.state_root for status in statuses}) == 1 == len(heights):
+                    (height,) = heights
+                    if height >= least_height:
+                        return height
+            await asyncio.sleep(0.05)
+
+
 async def check_history(market: LocalMarket) -> Findings:
     """Replay and re-check everything; all running nodes must agree and money be conserved."""
-    addresses = [parse_address(node.address) for node in market.nodes.values() if node.running]
+    return (await replay_history(market)).findings
+
+
+async def replay_history(market: LocalMarket) -> History:
+    """Do what `check_history` does; give the replay, with the ledger that comes out."""
+    addresses = list_running(market)
     history = await check_market(addresses, market.home.genesis_file.read_bytes(), lambda _: None)
     findings = history.findings
     assert findings.problems == []
     assert [verdict.agrees for verdict in findings.nodes] == [True] * len(addresses)
     assert findings.money_micros == findings.supply_micros
-    return findings
+    return history
 
 
 async def compute_spent(market: LocalMarket, client: AsyncClient, account: int = 0) -> int:

@@ -19,8 +19,13 @@ SERVERS = 3
 
 
 @pytest.fixture(scope="module")
-def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[VllmServer]]:
-    """Three vLLM servers with their own KV caches (10 GB together, up in about a minute)."""
+def vllm_servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sequence[VllmServer]]:
+    """Three vLLM servers with their own KV caches (10 GB together, up in about a minute).
+
+    A module that says `SERVERS` gets so many.
+    """
     cache = get_default_cache_dir()
     torch_index = os.environ.get("IEMAS_TORCH_INDEX")
     python = ensure_vllm(cache, torch_index=torch_index, progress=print)
@@ -28,7 +33,7 @@ def vllm_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[
     logs = tmp_path_factory.mktemp("vllm")
     with ExitStack() as stack:
         servers = []
-        for number in range(SERVERS):
+        for number in range(getattr(request.module, "SERVERS", SERVERS)):
             config = VllmServerConfig(python=python, model=model, log_path=logs / f"{number}.log")
             servers.append(stack.enter_context(VllmServer(config)))
         for server in servers:

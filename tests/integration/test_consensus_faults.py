@@ -22,7 +22,7 @@ from iemas.v1.market_service_pb2_grpc import MarketServiceStub
 from node.local_market import LocalMarket, MarketPlan
 from node.local_market.market import RunningNode
 from node.local_market.probe import get_status
-from tests.market_checks import check_history
+from tests.market_checks import check_history, wait_in_step
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -58,20 +58,6 @@ class Payer:
             answer = await stub.SubmitTransaction(request, timeout=20)
             assert answer.code == ledger_pb2.RESULT_CODE_OK
             return time.monotonic() - started
-
-
-async def wait_in_step(market: LocalMarket, least_height: int = 1) -> int:
-    """Wait until all nodes have one height and one state root; give the height."""
-    addresses = [parse_address(node.address) for node in market.nodes.values()]
-    async with asyncio.timeout(30):
-        while True:
-            statuses = await asyncio.gather(*(get_status(address) for address in addresses))
-            heights = {status.height for status in statuses}
-            if len({status.state_root for status in statuses}) == 1 == len(heights):
-                (height,) = heights
-                if height >= least_height:
-                    return height
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)

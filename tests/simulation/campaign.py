@@ -22,7 +22,7 @@ from tests.simulation.run import SAFETY, Outcome, run_seed
 TWICE_EVERY = 25
 """One seed in so many is run in two processes."""
 
-MARKET_EVERY = 10
+MARKET_EVERY = 5
 """One seed in so many is a whole market, where both kinds are run."""
 
 LEDGER_STATES = (
