@@ -53,11 +53,15 @@ _ADVICE_OF_BODY: dict[tuple[type, ResultCode], str] = {
 }
 
 
+_NAMES_AMOUNTS = {ResultCode.INSUFFICIENT_BALANCE, ResultCode.BELOW_MINIMUM, ResultCode.JAILED}
+
+
 def describe_refusal(body: TransactionBody, code: ResultCode, detail: str) -> IemasError:
     """Make the error of a recorded refusal: what was refused, why, and what to do."""
     name = code.name.lower()
     text = f"the ledger refused the transaction: {name.replace('_', ' ')}"
-    text += f" ({detail})" if detail else ""
+    unit = ", in micro-credits" if code in _NAMES_AMOUNTS else ""
+    text += f" ({detail}{unit})" if detail else ""
     advice = _ADVICE_OF_BODY.get((type(body), code), _ADVICE.get(code))
     text += f"; {advice}" if advice else ""
     match code:

@@ -49,6 +49,23 @@ KeyOption = Annotated[
 AccountOption = Annotated[
     str, typer.Option("--account", help="Which account of the local market pays.")
 ]
+NodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--node",
+        help="Act as this node of the local market, with its key (`iemas market status`).",
+        show_default=False,
+    ),
+]
+GenesisOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--genesis",
+        help="The genesis file of a market elsewhere, to prove answers from; else the first "
+        "node's is believed.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -61,10 +78,17 @@ class Access:
     home: MarketHome | None
     names: dict[str, str]
     label: str = ""
+    genesis: Path | None = None
 
     def connect(self, bid: BidOptions | None = None) -> AsyncClient:
-        """Make a client of this market."""
-        return AsyncClient(self.bootstrap, key=self.identity, bid=bid)
+        """Make a client of this market; a local one's folder has its genesis."""
+        return AsyncClient(
+            self.bootstrap,
+            key=self.identity,
+            bid=bid,
+            genesis=self.genesis,
+            state_dir=None if self.home is None else self.home.trusted_dir,
+        )
 
     def get_name(self, node_id: str) -> str:
         """Name a node: as the local market calls it, else by the first digits of its id."""
@@ -85,6 +109,8 @@ def find_access(
     market: list[str] | None = None,
     key: Path | None = None,
     account: str = CUSTOMER,
+    node: str | None = None,
+    genesis: Path | None = None,
     pays: bool = True,
 ) -> Access:
     """Find the market that a command means, and its key.
@@ -92,6 +118,11 @@ def find_access(
     With `pays` false a market elsewhere needs no key: only questions are asked.
     Raises: ConfigurationError that says what is missing.
     """
+    if node is not None and (market or key is not None):
+        raise ConfigurationError(
+            "--node names a node of a local market, whose folder has its key: leave out --market "
+            "and --key, or give the node's key file as --key"
+        )
     if market:
         if key is None and pays:
             raise ConfigurationError(
@@ -99,12 +130,26 @@ def find_access(
                 "`iemas-node keygen FILE`"
             )
         identity = load_key(key) if key is not None else Identity(secrets.token_bytes(32))
-        return Access(tuple(market), identity, None, {})
+        return Access(tuple(market), identity, None, {}, genesis=genesis)
     folder = find_home(name, home)
     state = folder.require_state()
     names = {p.address.partition("@")[0]: p.name for p in state.processes if p.address}
-    identity = load_key(key) if key is not None else _load_account(folder, account)
-    return Access(state.bootstrap, identity, folder, names, state.label)
+    if node is not None:
+        identity = _load_node(folder, node)
+    else:
+        identity = load_key(key) if key is not None else _load_account(folder, account)
+    file = genesis or folder.genesis_file
+    return Access(state.bootstrap, identity, folder, names, state.label, file)
+
+
+def _load_node(folder: MarketHome, node: str) -> Identity:
+    path = folder.get_node_key(node)
+    if path.parent != folder.get_node_key("").parent or not path.exists():
+        known = [p.stem for p in sorted(path.parent.glob("*.pem")) if "account-" not in p.stem]
+        raise ConfigurationError(
+            f"the market in {folder.path} has no node {node!r}; it has {', '.join(known)}"
+        )
+    return load_key(path)
 
 
 def _load_account(folder: MarketHome, account: str) -> Identity:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
+import warnings
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -30,6 +32,7 @@ def run_cli(app: typer.Typer) -> NoReturn:
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
     """
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
     except ConfigurationError as error:
@@ -45,6 +48,11 @@ def run_cli(app: typer.Typer) -> NoReturn:
         sys.stdout = None
         sys.exit(EXIT_FAILED)
     sys.exit(0)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Write a warning as one line, without the place in our code that it came from."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
@@ -75,6 +83,24 @@ def read_address(text: str) -> Address:
         return parse_address(text)
     except MalformedMessageError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def parse_credits(text: str) -> int:
+    """Read an amount in credits, exactly, as micro-credits: ``1.5`` is 1500000.
+
+    Raises: ConfigurationError if it is no positive amount of at most six decimals.
+    """
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,6}))?", text)
+    micros = 0
+    if match is not None:
+        whole, rest = match[1], (match[2] or "").ljust(6, "0")
+        micros = int(whole) * MICROS_PER_CREDIT + int(rest)
+    if micros == 0:
+        raise ConfigurationError(
+            f"AMOUNT is in credits, above 0 and with at most six decimals, such as 12.5; "
+            f"got {text!r}"
+        )
+    return micros
 
 
 def format_credits(micros: int) -> str:

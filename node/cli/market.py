@@ -15,15 +15,18 @@ from iemas.tls import parse_address
 from node.cli.access import (
     DEFAULT_NAME,
     AccountOption,
+    GenesisOption,
     HomeOption,
     JsonOption,
     KeyOption,
     MarketOption,
     NameOption,
+    NodeOption,
     find_access,
 )
 from node.cli.common import console, create_app, format_credits, run_async, run_cli
 from node.cli.conversation import ChatSettings, chat_on, chat_once, require_prompt
+from node.cli.ledger import ledger_app
 from node.cli.local import market_app
 from node.cli.progress import show_progress
 from node.cli.views import fetch_nodes, print_json, render_nodes
@@ -40,12 +43,16 @@ Examples:
   iemas chat                                      a conversation
   iemas balance                                   what is left
   iemas verify --all                              re-check everything that happened
+  iemas validators                                who votes, with what stake
+  iemas stake 5 --node node-1                     more of it
+  iemas vote parameter bid_fee_micros 2 --node node-1
   iemas market down
 """
 
 _notes = Console(stderr=True)
 app = create_app("Buy and sell LLM inference in a market that nobody owns." + EXAMPLES)
 app.add_typer(market_app, name="market")
+app.add_typer(ledger_app)
 
 
 # --- buying --------------------------------------------------------------------------------------
@@ -105,13 +112,23 @@ def balance(
     market: MarketOption = None,
     key: KeyOption = None,
     account: AccountOption = CUSTOMER,
+    node: NodeOption = None,
+    genesis: GenesisOption = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Prove it by the validators' signatures.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an account's money: available, in escrow, and what it may spend this term."""
-    access = find_access(name=name, home=home, market=market, key=key, account=account)
+    """Show an account's money: available, in escrow, staked, and what it may spend this term."""
+    access = find_access(
+        name=name,
+        home=home,
+        market=market,
+        key=key,
+        account=account,
+        node=node,
+        genesis=genesis,
+    )
 
     async def run() -> None:
         async with access.connect() as client:
@@ -131,6 +148,14 @@ def balance(
             ("to spend this term", held.allowance_micros),
         ):
             table.add_row(label, f"{format_credits(micros)} credits")
+        for label, micros in (
+            ("staked", held.staked_micros),
+            ("unbonding", held.unbonding_micros),
+            ("held for others", held.pending_micros),
+            ("deposited", held.deposit_micros),
+        ):
+            if micros:
+                table.add_row(label, f"{format_credits(micros)} credits")
         if held.verified:
             table.add_row("proven", f"after block {held.height}")
         console.print(table)

@@ -103,6 +103,11 @@ class MarketHome:
         return self.path / "market.json"
 
     @property
+    def trusted_dir(self) -> Path:
+        """Where `iemas` keeps the last header that it verified."""
+        return self.path / "trusted"
+
+    @property
     def _lock_file(self) -> Path:
         return self.path / LOCK_FILE
 

@@ -28,6 +28,7 @@ from node.local_market import Funds, LocalMarket, MarketHome, MarketPlan
 from node.local_market.plan import CUSTOMER
 from node.local_market.probe import get_term
 from node.local_market.supervise import keep_running
+from tests.command_line import run_cli
 from tests.market_checks import (
     check_history,
     compute_spent,
@@ -161,21 +162,6 @@ async def test_a_bid_below_every_ask_is_unmatched(client: AsyncClient) -> None:
         await client.chat.completions.create(
             messages=[{"role": "user", "content": "hello"}], bid=BidOptions(value_micros=1)
         )
-
-
-async def run_cli(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "node.cli.market",
-        *arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 async def test_every_command_works(market: LocalMarket) -> None:
