@@ -59,6 +59,8 @@ from iemas.v1 import market_service_pb2 as pb
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.25
+PATIENCE_SECONDS: Final = 5.0
+"""Nodes that are behind are asked again for so long, and two idle block intervals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +314,7 @@ class LightClient:
         answers that hold and are not enough the greatest by `compare` is given, after a few nodes.
         """
         params = self._network.market.genesis.params
-        give_up_at = time.monotonic() + 2 * params.idle_block_interval_ms / 1000 + ASK_SECONDS
+        give_up_at = time.monotonic() + 2 * params.idle_block_interval_ms / 1000 + PATIENCE_SECONDS
         while True:
             held, failures = await self._ask_all(call, read, after_height, is_enough)
             if held:

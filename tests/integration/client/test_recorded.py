@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from iemas import (
     UnverifiedStateError,
     UnverifiedTransactionError,
 )
+from iemas.client import _light
 from iemas.client._trust_store import TrustFileWarning, TrustStore
 from iemas.client._types import Settlement, TransactionReceipt
 from iemas.core.identity import Identity
@@ -213,6 +215,18 @@ async def test_a_closed_terms_settlement_is_proven_by_its_transaction(
         async with AsyncClient(addresses, key=market.customer_key) as warned:
             shown = await warned.get_settlement(completion.allocation)
             assert (shown.settled_micros, shown.settled_by) == (paid_micros, settlement.settled_by)
+
+
+async def test_a_term_that_has_not_begun_is_not_taken_for_closed(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_light, "PATIENCE_SECONDS", 0.0)
+    completion = await client.chat.completions.create(
+        messages=[{"role": "user", "content": "Name a day."}], max_tokens=4
+    )
+    with pytest.raises(UnverifiedSettlementError, match="begins after") as caught:
+        await client.get_settlement(replace(completion.allocation, term=10**6))
+    assert caught.value.field == "height"  # type: ignore[attr-defined]
 
 
 # --- lies ----------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ async def test_an_old_but_true_answer_is_not_the_newest(
     market: LocalMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The liar repeats its first answer for ever: true then, and behind what is known since."""
-    monkeypatch.setattr(_light, "ASK_SECONDS", 1.0)
+    monkeypatch.setattr(_light, "PATIENCE_SECONDS", 0.0)
     first: list[bytes] = []
 
     def repeat(answer: Any) -> None:
