@@ -32,7 +32,7 @@ from iemas.core.envelope import Envelope, Signed, get_domain
 from iemas.core.errors import IemasError, MalformedMessageError
 from iemas.core.identity import Identity
 from iemas.core.types import NodeId
-from iemas.ledger import header, history, proofs, transaction
+from iemas.ledger import header, history, proofs, snapshot, transaction
 from iemas.v1 import (
     auction_pb2,
     consensus_pb2,
@@ -60,6 +60,14 @@ PeerMessage = (
     | consensus.ProposalNotice
     | consensus.VoteNotice
     | consensus.ConsensusStatus
+    | consensus.SnapshotRequest
+    | consensus.SnapshotOffer
+    | consensus.LightBlockRequest
+    | consensus.LightBlockResponse
+    | consensus.ChunksRequest
+    | consensus.ChunksResponse
+    | consensus.RecallRequest
+    | consensus.RecallResponse
     | auction.CountersignRequest
     | auction.CountersignResponse
     | auction.CloseNotice
@@ -83,6 +91,7 @@ _CORE_MODULES = (
     header,
     history,
     proofs,
+    snapshot,
     voting,
     consensus,
 )

@@ -169,6 +169,12 @@ class NodeSettings(BaseSettings):
             "times, in the environment separated by commas."
         ),
     ] = ()
+    full_history: Annotated[
+        bool,
+        Field(
+            description="When far behind, fetch every block, not a snapshot and the last blocks."
+        ),
+    ] = False
 
     public_listen: Annotated[
         _Listen, Field(description="host:port for joining nodes and requesters; port 0: any.")

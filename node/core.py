@@ -17,19 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from auctioneer.opening import BidDecoder
 from auctioneer.predictors.base import Predictor
 from iemas.consensus.chain import AppliedBlock
-from iemas.consensus.engine import TendermintEngine
-from iemas.consensus.messages import (
-    BlockAnnouncement,
-    BlocksRequest,
-    BlocksResponse,
-    CommittedBlock,
-    ConsensusStatus,
-    ProposalNotice,
-    SignRecord,
-    SubmitTransaction,
-    ValidRecord,
-    VoteNotice,
-)
+from iemas.consensus.engine import EngineMessage, TendermintEngine
+from iemas.consensus.messages import CommittedBlock, SignRecord, SubmitTransaction, ValidRecord
+from iemas.consensus.snapshots import KeptSnapshot
 from iemas.core import auction, gossip
 from iemas.core.auction import (
     BidSubmission,
@@ -205,13 +195,14 @@ class NodeCore:
         blocks: Iterable[CommittedBlock],
         signed: Sequence[SignRecord],
         valid: Sequence[ValidRecord],
+        snapshot: KeptSnapshot | None,
         transcripts: Sequence[Signed[Transcript]],
         closes: Sequence[Signed[RoundClose]],
         releases: Sequence[Signed[ShareRelease]],
         unsettled: Sequence[UnsettledChannel],
     ) -> None:
         """Go on where an earlier process of this node stopped: call before the first step."""
-        self.engine.restore(blocks, signed, valid)
+        self.engine.restore(blocks, signed, valid, snapshot)
         self.rounds.restore(transcripts, closes, releases)
         self.provider.restore(unsettled)
 
@@ -292,15 +283,7 @@ class NodeCore:
                 | gossip.ProbeAcknowledgement()
             ):
                 return self.membership.step(ReceiveGossip(sender, message), now_ms=now_ms)
-            case (
-                SubmitTransaction()
-                | ProposalNotice()
-                | VoteNotice()
-                | ConsensusStatus()
-                | BlockAnnouncement()
-                | BlocksRequest()
-                | BlocksResponse()
-            ):
+            case _ if isinstance(message, EngineMessage):
                 return self.engine.step(message, sender=sender, now_ms=now_ms)
             case auction.CountersignRequest():
                 return self.rounds.receive_countersign_request(sender, message)

@@ -178,6 +178,7 @@ def _make_core(parts: _Parts) -> NodeCore:
             chain_id=chain_id,
             signer=signer,
             read_blocks=parts.storage.read_blocks,
+            full_history=parts.settings.full_history,
         ),
         predictor=LinearPredictor(),
         decode_bid=partial(wire.decode, Bid),
@@ -228,10 +229,12 @@ def _make_facts(genesis_bytes: bytes, selling: _Selling) -> MarketFacts:
 
 
 def _restore(core: NodeCore, storage: Storage) -> None:
+    snapshot = storage.load_snapshot()
     core.restore(
-        blocks=storage.iterate_blocks(),
+        blocks=storage.iterate_blocks(snapshot.snapshot.height + 1 if snapshot else 1),
         signed=storage.scan(RecordKind.SIGNED, SignRecord),
         valid=storage.scan(RecordKind.VALID, ValidRecord),
+        snapshot=snapshot,
         transcripts=storage.scan_signed(RecordKind.TRANSCRIPT, Transcript),
         closes=storage.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
         releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),

@@ -5,32 +5,44 @@ travelled, so signatures stay checkable. Beside them stand the ledger's double e
 tables, `accounts` and `transfers`, for anyone with `sqlite3` to query. Every write is one
 transaction and on disk when it returns (WAL, synchronous=FULL).
 
+SQLite notices a torn log, and pages that do not fit together; it does not notice pages of two
+times that happen to fit, as a copy made while the node writes may have. So the store keeps the sum
+of all rows' hashes, and adds it up again when it is opened: what opens is what one write left.
+
 Source: docs/spec/application.md §4.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+import cbor2
 
 from iemas import wire
 from iemas.consensus.chain import JournalEntry
-from iemas.consensus.messages import CommittedBlock
+from iemas.consensus.messages import CommittedBlock, SnapshotChunk
+from iemas.consensus.snapshots import KeptSnapshot, choose_snapshot
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, InvalidInputError
 from iemas.core.ready import Record, RecordKind
+from iemas.ledger.snapshot import Snapshot
 from iemas.ledger.transfer import LedgerAccount, Transfer
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 BLOCKS_PAGE = 64
+
+_SUM_MODULUS = 2**128
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -65,6 +77,7 @@ class Storage:
 
     def __init__(self, path: str | Path, *, chain_id: str) -> None:
         self._path = Path(path)
+        self._sum = 0
         self._lock = _lock_file(self._path)
         try:
             self._connection = self._open(chain_id)
@@ -94,7 +107,7 @@ class Storage:
         """
         with self._transaction() as connection:
             for record in records:
-                _write_record(connection, record)
+                self._write_record(connection, record)
             for entry in journal:
                 self._post(connection, entry)
 
@@ -102,23 +115,70 @@ class Storage:
         """Post a height's transfers once, however often it is replayed."""
         if entry.height <= self.posted_height:
             return
+        changes: Counter[LedgerAccount] = Counter()
         for index, transfer in enumerate(entry.transfers):
-            _post_transfer(connection, entry.height, index, transfer)
+            changes[transfer.debit] -= transfer.amount_micros
+            changes[transfer.credit] += transfer.amount_micros
+            row = _make_transfer_row(entry.height, index, transfer)
+            self._insert(connection, "transfers", row)
+        for account, micros in changes.items():
+            self._add_balance(connection, account, micros)
         connection.execute(
             "INSERT OR REPLACE INTO meta VALUES ('posted_height', ?)", (str(entry.height),)
         )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        before = self._sum
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('sum', ?)", (f"{self._sum:x}",)
+            )
             self._connection.execute("COMMIT")
         except BaseException:
+            self._sum = before
             # On a full disk SQLite may have rolled back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _write_record(self, connection: sqlite3.Connection, record: Record) -> None:
+        place = (record.kind.value, record.key)
+        old = connection.execute(
+            "SELECT value FROM records WHERE kind = ? AND key = ?", place
+        ).fetchone()
+        if old is not None:
+            self._count("records", (*place, old[0]), -1)
+            connection.execute("DELETE FROM records WHERE kind = ? AND key = ?", place)
+        if isinstance(record.value, Signed):
+            self._insert(connection, "records", (*place, wire.encode_signed(record.value)))
+        elif record.value is not None:
+            self._insert(connection, "records", (*place, wire.encode(record.value)))
+
+    def _add_balance(
+        self, connection: sqlite3.Connection, account: LedgerAccount, micros: int
+    ) -> None:
+        row = (account.name, account.kind.name.lower(), account.owner.hex(), account.hub)
+        old = connection.execute(
+            "SELECT balance_micros FROM accounts WHERE account = ?", row[:1]
+        ).fetchone()
+        before = 0
+        if old is not None:
+            before = old[0]
+            self._count("accounts", (*row, before), -1)
+            connection.execute("DELETE FROM accounts WHERE account = ?", row[:1])
+        self._insert(connection, "accounts", (*row, before + micros))
+
+    def _insert(self, connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> None:
+        places = ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO {table} VALUES ({places})", row)  # noqa: S608
+        self._count(table, row, 1)
+
+    def _count(self, table: str, row: tuple[Any, ...], sign: int) -> None:
+        """Add a row to the sum of all, or take it away."""
+        self._sum = (self._sum + sign * _hash_row(table, row)) % _SUM_MODULUS
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -140,9 +200,13 @@ class Storage:
         page = self.read_page(RecordKind.BLOCK, from_height.to_bytes(8, "big"), limit)
         return [self._decode(RecordKind.BLOCK, CommittedBlock, value) for _, value in page]
 
-    def iterate_blocks(self) -> Iterator[CommittedBlock]:
-        """Read all stored blocks in order, a page at a time. Raises: ConfigurationError."""
-        height = 1
+    def load_snapshot(self) -> KeptSnapshot | None:
+        """Read the node's own last snapshot. Raises: ConfigurationError."""
+        snapshots = self.scan(RecordKind.SNAPSHOT, Snapshot)
+        return choose_snapshot(snapshots, self.scan(RecordKind.CHUNK, SnapshotChunk))
+
+    def iterate_blocks(self, height: int = 1) -> Iterator[CommittedBlock]:
+        """Read stored blocks from a height on, a page at a time. Raises: ConfigurationError."""
         while page := self.read_blocks(height, BLOCKS_PAGE):
             yield from page
             height = page[-1].height + 1
@@ -186,6 +250,12 @@ class Storage:
     # --- opening ---------------------------------------------------------------------------------
 
     def _open(self, chain_id: str) -> sqlite3.Connection:
+        log = Path(f"{self._path}-wal")
+        if _measure(log) and not _measure(self._path):
+            raise ConfigurationError(
+                f"there is {log}, which holds what was written last, but not {self._path}; restore "
+                "both from one copy, or move both away: the node fetches the blocks anew"
+            )
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -214,6 +284,7 @@ class Storage:
         if not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
             self._create(connection, chain_id)
         self._check_meta(chain_id)
+        self._check_sum(connection)
 
     def _create(self, connection: sqlite3.Connection, chain_id: str) -> None:
         with self._transaction():
@@ -221,6 +292,14 @@ class Storage:
                 connection.execute(statement)
             meta = [("chain_id", chain_id), ("schema_version", str(SCHEMA_VERSION))]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+
+    def _check_sum(self, connection: sqlite3.Connection) -> None:
+        """Add up all rows' hashes: they are what one write left, or the file is damaged."""
+        for table in ("records", "accounts", "transfers"):
+            for row in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608
+                self._count(table, row, 1)
+        if self._get_meta("sum") != f"{self._sum:x}":
+            raise self._describe_damage("its rows are not those of one moment")
 
     def _check_meta(self, chain_id: str) -> None:
         version, stored = self._get_meta("schema_version"), self._get_meta("chain_id")
@@ -266,42 +345,23 @@ def _lock_file(path: Path) -> int:
     return lock
 
 
-def _write_record(connection: sqlite3.Connection, record: Record) -> None:
-    if record.value is None:
-        connection.execute(
-            "DELETE FROM records WHERE kind = ? AND key = ?", (record.kind.value, record.key)
-        )
-        return
-    if isinstance(record.value, Signed):
-        value = wire.encode_signed(record.value)
-    else:
-        value = wire.encode(record.value)
-    connection.execute(
-        "INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (record.kind.value, record.key, value)
+def _make_transfer_row(height: int, index: int, transfer: Transfer) -> tuple[Any, ...]:
+    return (
+        height,
+        index,
+        transfer.debit.name,
+        transfer.credit.name,
+        transfer.amount_micros,
+        transfer.reason.value,
     )
 
 
-def _post_transfer(
-    connection: sqlite3.Connection, height: int, index: int, transfer: Transfer
-) -> None:
-    _add_balance(connection, transfer.debit, -transfer.amount_micros)
-    _add_balance(connection, transfer.credit, transfer.amount_micros)
-    connection.execute(
-        "INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            height,
-            index,
-            transfer.debit.name,
-            transfer.credit.name,
-            transfer.amount_micros,
-            transfer.reason.value,
-        ),
-    )
+def _hash_row(table: str, row: tuple[Any, ...]) -> int:
+    """Hash a row with its table, as a number."""
+    data = cbor2.dumps((table, row))
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
 
 
-def _add_balance(connection: sqlite3.Connection, account: LedgerAccount, micros: int) -> None:
-    connection.execute(
-        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?) ON CONFLICT (account) "
-        "DO UPDATE SET balance_micros = balance_micros + excluded.balance_micros",
-        (account.name, account.kind.name.lower(), account.owner.hex(), account.hub, micros),
-    )
+def _measure(path: Path) -> int:
+    """Give a file's size; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0

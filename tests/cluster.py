@@ -71,6 +71,7 @@ class Replica:
             self.disk.scan(RecordKind.BLOCK, CommittedBlock),
             self.disk.scan(RecordKind.SIGNED, SignRecord),
             self.disk.scan(RecordKind.VALID, ValidRecord),
+            self.disk.load_snapshot(),
         )
         cluster.network.attach(self.node_id, self._receive)
         self.carry_out(self.engine.tick(now_ms=self.now_ms))
@@ -165,6 +166,7 @@ class Cluster:
         self.engine_options = engine_options or {}
         self.sent: list[tuple[NodeId, NodeId, Any]] = []
         self.should_lose: Callable[[str, str, Any], bool] = lambda *_: False
+        self.tamper: Callable[[str, str, Any], Any] = lambda _sender, _to, message: message
         self._decided: dict[int, tuple[str, bytes, bytes]] = {}
         self._signed: dict[tuple[object, ...], set[object]] = defaultdict(set)
         self.broken: list[str] = []
@@ -180,7 +182,7 @@ class Cluster:
             genesis=self.chain.genesis,
             chain_id=self.chain.chain_id,
             signer=self.chain.get_signer(name),
-            **self.engine_options,
+            **{"read_blocks": self[name].disk.read_blocks, **self.engine_options},
         )
 
     def __getitem__(self, name: str) -> Replica:
@@ -200,7 +202,7 @@ class Cluster:
         self.sent.append((sender, to, message))
         names = self._names.get(sender, ""), self._names.get(to, "")
         if not self.should_lose(*names, message):
-            self.network.send(sender, to, message)
+            self.network.send(sender, to, self.tamper(*names, message))
 
     # --- transactions ----------------------------------------------------------------------------
 

@@ -64,6 +64,10 @@ class CatchUp:
         """Tell whether a peer claims a block that is not here."""
         return any(height > own_height for height in self._claims.values())
 
+    def list_claimants(self, height: int, peers: Sequence[NodeId]) -> list[NodeId]:
+        """List the peers that claim to have a block of this height."""
+        return [peer for peer in peers if self._claims.get(peer, 0) >= height]
+
     def choose_peer(
         self, own_height: int, peers: Sequence[NodeId], *, now_ms: int
     ) -> tuple[NodeId | None, int]:

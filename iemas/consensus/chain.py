@@ -2,22 +2,18 @@
 
 Every block is checked before it is applied, also one that this validator helped to decide: by its
 commit under the validators of its height, then by the application. `validators` is who votes on
-the next height; it follows from genesis and the blocks alone.
+the next height; it is part of the state.
 
 Source: docs/spec/engine.md E30 to E34, docs/spec/application.md §1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from iemas.consensus.commits import (
-    compute_next_validators,
-    make_first_validators,
-    verify_commit,
-)
-from iemas.consensus.messages import CommittedBlock
+from iemas.consensus.commits import make_validators, verify_commit
+from iemas.consensus.messages import CommittedBlock, LightBlock, LightValidator
 from iemas.consensus.validators import ValidatorSet, compute_members_hash
 from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import InvalidBlockError
@@ -29,6 +25,8 @@ from iemas.ledger.header import (
     BlockHeader,
     compute_transactions_root,
 )
+from iemas.ledger.records import ValidatorPower
+from iemas.ledger.snapshot import sum_up
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Transaction, TransactionResult
 from iemas.ledger.transfer import Transfer
@@ -75,7 +73,7 @@ class Chain:
         self.app = app
         if app.info().height == 0:
             app.init_chain()
-        self.validators: ValidatorSet = make_first_validators(app.state)
+        self.validators: ValidatorSet = make_validators(app.state)
         self._chain_id = chain_id
         self._read_blocks = read_blocks
         self.proven_state: LedgerState | None = None
@@ -165,7 +163,7 @@ class Chain:
         state = self.app.state
         finalized = self.app.finalize_block(block)
         self.app.commit()
-        self.validators = compute_next_validators(self.validators, self.app.state)
+        self.validators = make_validators(self.app.state)
         self.proven_state = state
         self._remember(committed)
         applied = AppliedBlock(
@@ -175,6 +173,20 @@ class Chain:
         if finalized.transfers:
             self._journal.append(JournalEntry(block.height, finalized.transfers))
         return applied
+
+    def follow_snapshot(self, block: Block, *, before: LedgerState | None = None) -> None:
+        """Go on from a snapshot that the application has just adopted; `block` is the next one.
+
+        The caller trusts the block's header, which named the snapshot's root. `before` is the
+        state that the store's ledger tables show, None if they have the snapshot's already.
+        """
+        state = self.app.state
+        self.validators = make_validators(state)
+        self.proven_state = None
+        self._last_hash = block.header.message.previous_hash
+        self._blocks.clear()
+        if before is not None:
+            self._journal.append(JournalEntry(state.height, sum_up(before, state)))
 
     def _remember(self, committed: CommittedBlock) -> None:
         self._last_hash = committed.block.hash
@@ -191,9 +203,10 @@ class Chain:
         """Give blocks from a height on, bounded in number and size, but one if there is one."""
         batch: list[CommittedBlock] = []
         size = 0
-        for committed in self._load(max(from_height, 1)):
+        for height, committed in enumerate(self._load(max(from_height, 1)), max(from_height, 1)):
             size += _measure(committed)
-            if batch and size > BATCH_BYTES:
+            is_gap = committed.height != height  # what a snapshot spared is not here
+            if is_gap or (batch and size > BATCH_BYTES):
                 break
             batch.append(committed)
         return tuple(batch)
@@ -204,6 +217,21 @@ class Chain:
             return self._read_blocks(from_height, BATCH_BLOCKS)
         index = max(from_height - first_in_memory, 0)
         return self._blocks[index : index + BATCH_BLOCKS]
+
+    def load_light_block(self, height: int) -> LightBlock | None:
+        """Give a block's header and commit with who voted on it; None for what is not kept."""
+        members = self.app.state.get_consensus_validators_at(height)
+        batch = self.load_batch(height) if 1 <= height <= self.height and members else ()
+        if not batch:
+            return None
+        return LightBlock(batch[0].block.header, batch[0].commit, make_light_validators(members))
+
+
+def make_light_validators(
+    members: Iterable[ValidatorPower],
+) -> tuple[LightValidator, ...]:
+    """Name validators as light blocks do."""
+    return tuple(LightValidator(node_id, power) for node_id, power in members)
 
 
 def _measure(committed: CommittedBlock) -> int:

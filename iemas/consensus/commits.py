@@ -11,21 +11,29 @@ from iemas.consensus.voting import VoteKind
 from iemas.core.envelope import verify_signed
 from iemas.core.errors import InvalidBlockError, InvalidSignatureError
 from iemas.core.types import NodeId, short_id
+from iemas.ledger.header import Block
 from iemas.ledger.state import LedgerState
 
 
-def make_first_validators(state: LedgerState) -> ValidatorSet:
-    """Make the validators of height 1 from the state of genesis."""
-    return ValidatorSet(Validator(*member) for member in state.get_consensus_validators_at(1))
+def make_validators(state: LedgerState) -> ValidatorSet:
+    """Make the validators of the height after a state's, with their turns: the state has both."""
+    members = state.get_consensus_validators_at(state.height + 1)
+    return ValidatorSet(Validator(*member, state.proposers[member.node_id]) for member in members)
 
 
-def compute_next_validators(validators: ValidatorSet, state: LedgerState) -> ValidatorSet:
-    """Compute the validators of the next height; `state` is after the block that these decided."""
-    following = validators.advance()
-    powers = dict(state.get_consensus_validators_at(state.height + 1))
-    if powers != {validator.node_id: validator.power for validator in validators}:
-        following = following.change(powers)
-    return following
+def find_announcers(block: Block, validators: ValidatorSet) -> set[NodeId]:
+    """Find who tells the nodes that do not vote: the block's maker and the next in id order.
+
+    They hold more than a third of the power, so one of them is correct.
+    """
+    ids = [validator.node_id for validator in validators]
+    start = ids.index(block.proposer) if block.proposer in validators else 0
+    chosen: list[NodeId] = []
+    for node_id in (*ids[start:], *ids[:start]):
+        chosen.append(node_id)
+        if validators.compute_power(chosen) >= validators.one_correct_power:
+            break
+    return set(chosen)
 
 
 def verify_commit(committed: CommittedBlock, validators: ValidatorSet, chain_id: str) -> None:

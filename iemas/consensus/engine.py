@@ -14,27 +14,47 @@ Source: docs/spec/engine.md; design §7.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from iemas.consensus.catch_up import CatchUp
 from iemas.consensus.chain import AppliedBlock, BlockReader, Chain, JournalEntry
+from iemas.consensus.commits import find_announcers
+from iemas.consensus.early import EarlyMessages
 from iemas.consensus.mempool import Dropped, Mempool
 from iemas.consensus.messages import (
+    MAX_NOTICE_VOTES,
     BlockAnnouncement,
     BlocksRequest,
     BlocksResponse,
+    ChunksRequest,
+    ChunksResponse,
     CommittedBlock,
     ConsensusStatus,
+    LightBlockRequest,
+    LightBlockResponse,
     ProposalNotice,
+    RecallRequest,
+    RecallResponse,
     SignRecord,
+    SnapshotOffer,
+    SnapshotRequest,
     SubmitTransaction,
     ValidRecord,
     VoteNotice,
 )
 from iemas.consensus.participant import RECORD_KEY, Kept, Participant
+from iemas.consensus.recall import Recall
+from iemas.consensus.snapshots import SNAPSHOT_INTERVAL, KeptSnapshot, SnapshotShelf
+from iemas.consensus.state_sync import SnapshotPart, StateSync
 from iemas.consensus.voting import DoubleVote
 from iemas.core.envelope import Signed, Signer
-from iemas.core.errors import ConfigurationError, InvalidInputError, RemoteProtocolError
+from iemas.core.errors import (
+    ConfigurationError,
+    InternalError,
+    InvalidInputError,
+    RemoteProtocolError,
+)
 from iemas.core.params import Genesis
 from iemas.core.ready import Event, Ready, Record, RecordKind, Send
 from iemas.core.types import AccountId, Hash, NodeId, short_id
@@ -50,6 +70,14 @@ EngineMessage = (
     | BlockAnnouncement
     | BlocksRequest
     | BlocksResponse
+    | SnapshotRequest
+    | SnapshotOffer
+    | LightBlockRequest
+    | LightBlockResponse
+    | ChunksRequest
+    | ChunksResponse
+    | RecallRequest
+    | RecallResponse
 )
 
 EMPTY_BLOCK_INTERVAL_MS = 250
@@ -61,15 +89,14 @@ STATUS_INTERVAL_MS = 200
 STALL_INTERVAL_MS = 5_000
 """How often a validator says that a height is not decided."""
 
-MAX_EARLY_MESSAGES = 8
-"""How many messages of the next height are kept of each validator until this one is decided."""
-
 
 class TendermintEngine:
     """Decides or follows the blocks of one chain, as the ledger says of this node.
 
     `peers` is whom the engine may talk to at first: by default genesis' validators.
     `read_blocks` reads stored blocks; without it the engine keeps all of them in memory.
+    `snapshot_interval` is how many blocks lie between two snapshots, `full_history` whether a node
+    that is far behind fetches every block instead of one.
     """
 
     def __init__(
@@ -81,12 +108,20 @@ class TendermintEngine:
         signer: Signer,
         peers: Iterable[NodeId] | None = None,
         read_blocks: BlockReader | None = None,
+        snapshot_interval: int = SNAPSHOT_INTERVAL,
+        full_history: bool = False,
     ) -> None:
         self.app = app
         self._params = genesis.params
         self._chain_id = chain_id
         self._signer = signer
         self._chain = Chain(app, chain_id=chain_id, read_blocks=read_blocks)
+        self._shelf = SnapshotShelf(self._chain, interval=snapshot_interval)
+        self._sync = StateSync(
+            self._chain, genesis=genesis, chain_id=chain_id, interval=snapshot_interval
+        )
+        self._full_history = full_history
+        self._recall = Recall(signer.node_id, chain_id)
         self._mempool = Mempool(app)
         self._catch_up = CatchUp(idle_ms=genesis.params.idle_block_interval_ms)
         self._peers: tuple[NodeId, ...] = ()
@@ -97,7 +132,7 @@ class TendermintEngine:
         self._statuses = 0
         self._answered_at_ms: dict[NodeId, int] = {}  # statuses sent in answer to one
         self._batch_sent_at_ms: dict[NodeId, int] = {}
-        self._early: dict[NodeId, list[ProposalNotice | VoteNotice]] = {}
+        self._early = EarlyMessages()
         self._evidence: list[DoubleVote] = []
         self._accused: tuple[DoubleVote, ...] = ()
         self._is_resumed = False  # in the middle of a height, after a restart
@@ -164,14 +199,23 @@ class TendermintEngine:
         blocks: Iterable[CommittedBlock],
         signed: Sequence[SignRecord] = (),
         valid: Sequence[ValidRecord] = (),
+        snapshot: KeptSnapshot | None = None,
     ) -> None:
         """Replay stored blocks, then take up voting where it was left; before the first step.
 
-        `signed` and `valid` are what is stored of these kinds: at most one each.
-        Raises: ConfigurationError if the blocks are not this chain's, one after the other, or if
-        this validator signed at a height beyond them.
+        With the node's own last `snapshot`, only the blocks after it are replayed. `signed` and
+        `valid` are what is stored of these kinds: at most one each.
+        Raises: ConfigurationError if the blocks are not this chain's, one after the other, if the
+        snapshot is not what the block after it names, or if this validator signed at a height
+        beyond them.
         """
-        for committed in blocks:
+        stored = iter(blocks)
+        if snapshot is not None:
+            after = (one for one in stored if one.height > snapshot.snapshot.height)
+            following = next(after, None)
+            self._shelf.restore(snapshot, following)
+            stored = itertools.chain(() if following is None else (following,), after)
+        for committed in stored:
             try:
                 self._chain.apply(committed)
             except InvalidInputError as error:
@@ -196,6 +240,7 @@ class TendermintEngine:
             kept = Kept(last, valid[-1] if is_current else None)
         self._participant = self._make_participant(kept)
         self._is_resumed = kept is not None
+        self._recall.begin(last)
 
     def _make_participant(self, kept: Kept | None = None) -> Participant | None:
         """Take part in the next height, if this node is one of its validators."""
@@ -232,8 +277,14 @@ class TendermintEngine:
                 ready = self._receive_announcement(block, sender, now_ms)
             case BlocksResponse(blocks, height):
                 ready = self._receive_blocks(blocks, height, sender, now_ms)
-            case BlocksRequest(from_height):
-                ready = self._answer_request(from_height, sender)
+            case SnapshotOffer() | LightBlockResponse() | ChunksResponse():
+                ready = self._receive_snapshot_part(message, sender, now_ms)
+            case RecallRequest():
+                ready = self._show_statements(sender)
+            case RecallResponse():
+                ready = self._recall.receive(message, sender) if sender else Ready()
+            case BlocksRequest() | SnapshotRequest() | LightBlockRequest() | ChunksRequest():
+                ready = self._answer_request(message, sender)
         return ready + self.tick(now_ms=now_ms)
 
     def tick(self, *, now_ms: int) -> Ready:
@@ -292,6 +343,8 @@ class TendermintEngine:
         participant = self._participant
         if participant is None:
             return Ready()
+        if not self._recall.may_sign(participant.height, participant.validators):
+            return self._recall.tick(participant.height, participant.validators, now_ms=now_ms)
         if not participant.is_started:
             starts_at_ms = self._compute_start_ms(participant, now_ms)
             if now_ms < starts_at_ms:
@@ -345,21 +398,11 @@ class TendermintEngine:
             return Ready()
         if height > self.height + 1:
             self._catch_up.note_claim(sender, height - 1, own_height=self.height, now_ms=now_ms)
-            if height == self.height + 2:
-                self._keep_early(sender, message)
+            is_voting = self._participant is not None and sender in self._chain.validators
+            if is_voting and height == self.height + 2:
+                self._early.keep(sender, message)
             return Ready()
         return self._hand_in(message, sender, now_ms)
-
-    def _keep_early(self, sender: NodeId, message: ProposalNotice | VoteNotice) -> None:
-        """Keep what a validator that is a block ahead says, until this one is there too."""
-        if self._participant is None or sender not in self._chain.validators:
-            return
-        kept = self._early.setdefault(sender, [])
-        is_second_block = isinstance(message, ProposalNotice) and any(
-            isinstance(other, ProposalNotice) for other in kept
-        )
-        if len(kept) < MAX_EARLY_MESSAGES and not is_second_block:
-            kept.append(message)
 
     def _hand_in(self, message: ProposalNotice | VoteNotice, sender: NodeId, now_ms: int) -> Ready:
         participant = self._participant
@@ -430,11 +473,25 @@ class TendermintEngine:
             ready += Ready(send=(Send(sender, own),))
         return ready
 
+    def _show_statements(self, signer: NodeId | None) -> Ready:
+        """Show a validator that has just started what it signed and this node holds."""
+        if signer is None:
+            return Ready()
+        participant = self._participant
+        votes, proposals = self._early.list_statements(signer)
+        if participant is not None:
+            held = participant.list_statements(signer)
+            votes, proposals = (*held[0], *votes), (*held[1], *proposals)
+        # The last ones count: whoever signed them has signed those before.
+        most = MAX_NOTICE_VOTES // 2
+        answer = RecallResponse(self.height, votes[-most:], proposals[-most:])
+        return Ready(send=(Send(signer, answer),))
+
     def _send_batch(self, peer: NodeId, from_height: int, now_ms: int) -> Ready:
         """Send decided blocks unasked to a validator that lags, not at every status."""
         if not _is_due(self._batch_sent_at_ms, peer, now_ms, STATUS_INTERVAL_MS // 2):
             return Ready()
-        return self._answer_request(from_height, peer)
+        return self._answer_request(BlocksRequest(from_height), peer)
 
     # --- decided blocks --------------------------------------------------------------------------
 
@@ -443,7 +500,7 @@ class TendermintEngine:
 
         Raises: InvalidBlockError, InvalidSignatureError, InternalError as `Chain.apply`.
         """
-        announcers = self._find_announcers(committed)
+        announcers = find_announcers(committed.block, self._chain.validators)
         followers = [peer for peer in self._peers if peer not in self._chain.validators]
         applied = self._chain.apply(committed)
         block = applied.block
@@ -469,6 +526,7 @@ class TendermintEngine:
         records = [Record(RecordKind.BLOCK, block.height.to_bytes(8, "big"), committed)]
         if self._participant is not None:
             records.append(Record(RecordKind.VALID, RECORD_KEY, None))
+        records += self._shelf.note_block(block.height)
         ready = Ready(persist=tuple(records), events=(Event("block_committed", fields),))
         for one in dropped:
             ready += _refuse(one)
@@ -478,32 +536,14 @@ class TendermintEngine:
         self._participant = self._make_participant()
         return ready + self._hand_in_early(now_ms)
 
-    def _find_announcers(self, committed: CommittedBlock) -> set[NodeId]:
-        """Find who tells the nodes that do not vote: the block's maker and the next in id order.
-
-        They hold more than a third of the power, so one of them is correct.
-        """
-        validators = self._chain.validators
-        ids = [validator.node_id for validator in validators]
-        maker = committed.block.proposer
-        start = ids.index(maker) if maker in validators else 0
-        chosen: list[NodeId] = []
-        for node_id in (*ids[start:], *ids[:start]):
-            chosen.append(node_id)
-            if validators.compute_power(chosen) >= validators.one_correct_power:
-                break
-        return set(chosen)
-
     def _hand_in_early(self, now_ms: int) -> Ready:
         """Hand in what validators that were ahead said of the height that begins now."""
-        early, self._early = self._early, {}
         ready = Ready()
-        for sender in sorted(early):
-            for message in early[sender]:
-                try:
-                    ready += self._receive_statement(message, sender, now_ms)
-                except (InvalidInputError, RemoteProtocolError) as error:
-                    ready += _report_peer(sender, error)
+        for sender, message in self._early.take():
+            try:
+                ready += self._receive_statement(message, sender, now_ms)
+            except (InvalidInputError, RemoteProtocolError) as error:
+                ready += _report_peer(sender, error)
         return ready
 
     def _receive_announcement(
@@ -545,26 +585,79 @@ class TendermintEngine:
             sender, height, own_height=self.height, advanced=self.height > before, now_ms=now_ms
         )
         if wants_more:
-            ready += Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
+            ready += self._try_snapshot(now_ms)
+            if not self._sync.is_active:
+                ready += Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
         return ready
 
     def _request_blocks(self, now_ms: int) -> Ready:
-        """Ask a peer for blocks if some are known to be missing, or none came for long."""
+        """Ask a peer for blocks if some are known to be missing, or none came for long.
+
+        Where very many are, for a snapshot.
+        """
+        ready = self._try_snapshot(now_ms)
+        if self._sync.is_active:
+            return ready
         validators = [peer for peer in self._peers if peer in self._chain.validators]
         others = [peer for peer in self._peers if peer not in self._chain.validators]
         peer, wake_at_ms = self._catch_up.choose_peer(
             self.height, [*validators, *others], now_ms=now_ms
         )
-        ready = Ready(wake_at_ms=wake_at_ms)
+        ready += Ready(wake_at_ms=wake_at_ms)
         if peer is not None:
             ready += Ready(send=(Send(peer, BlocksRequest(self.height + 1)),))
         return ready
 
-    def _answer_request(self, from_height: int, sender: NodeId | None) -> Ready:
+    def _answer_request(
+        self,
+        request: BlocksRequest | SnapshotRequest | LightBlockRequest | ChunksRequest,
+        sender: NodeId | None,
+    ) -> Ready:
+        """Show a peer what this node has; whoever asks checks it."""
         if sender is None:
             return Ready()
-        batch = self._chain.load_batch(from_height)
-        return Ready(send=(Send(sender, BlocksResponse(batch, self.height)),))
+        answer: EngineMessage
+        match request:
+            case BlocksRequest(from_height):
+                answer = BlocksResponse(self._chain.load_batch(from_height), self.height)
+            case SnapshotRequest():
+                answer = self._shelf.answer(request)
+            case LightBlockRequest(height):
+                answer = LightBlockResponse(self._chain.load_light_block(height))
+            case ChunksRequest():
+                answer = self._shelf.answer_chunks(request)
+        return Ready(send=(Send(sender, answer),))
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def _try_snapshot(self, now_ms: int) -> Ready:
+        """Ask a peer that is far ahead for its snapshot, if there is one to ask."""
+        if self._full_history:
+            return Ready()
+        ahead = self._catch_up.list_claimants(self._sync.least_claim, self._peers)
+        others = [peer for peer in self._peers if peer not in ahead] if ahead else []
+        return self._sync.tick([*ahead, *others], now_ms=now_ms)
+
+    def _receive_snapshot_part(
+        self, part: SnapshotPart, sender: NodeId | None, now_ms: int
+    ) -> Ready:
+        """Take an answer about a snapshot; once it is the ledger here, go on from it."""
+        if sender is None:
+            return Ready()
+        ready, following = self._sync.receive(part, sender, now_ms=now_ms)
+        if following is None:
+            return ready
+        fields = {"height": self.height, "peer": short_id(sender)}
+        ready += Ready(events=(Event("snapshot_adopted", fields),))
+        self._shelf.note_adopted()
+        try:
+            ready += self._commit(following, now_ms)
+        except InvalidInputError as error:
+            raise InternalError(
+                f"the block after a snapshot that was trusted does not follow it: {error}",
+                height=following.height,
+            ) from error
+        return ready + Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
 
 
 RESEND_CHECK_MS = 250

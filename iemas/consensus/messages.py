@@ -11,6 +11,7 @@ from iemas.consensus.voting import Proposal, Vote
 from iemas.core.envelope import Signed
 from iemas.core.types import Hash, NodeId, require, require_id
 from iemas.ledger.header import Block, BlockHeader
+from iemas.ledger.snapshot import Snapshot
 from iemas.ledger.transaction import Transaction
 
 MAX_STATUS_ROUNDS = 16
@@ -160,6 +161,92 @@ class BlocksResponse:
 
     blocks: tuple[CommittedBlock, ...]
     height: int
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    """Offer me your newest snapshot, if it is of this height or a later one."""
+
+    least_height: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """A snapshot, the decided block after it, whose header names its root, and who voted on that.
+
+    Without a snapshot it says that there is none.
+    """
+
+    snapshot: Snapshot | None = None
+    block: CommittedBlock | None = None
+    validators: tuple[LightValidator, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlockRequest:
+    """Show me who decided this height: a step from what I trust to what you offered."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlockResponse:
+    """The light block that was asked for; None if it is not here any more."""
+
+    block: LightBlock | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksRequest:
+    """Send me the offered snapshot's chunks from this one on."""
+
+    height: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksResponse:
+    """Consecutive chunks of a snapshot, at most a batch; none if it is not at hand any more."""
+
+    height: int
+    first: int
+    chunks: tuple[bytes, ...]
+
+
+# --- after a start -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RecallRequest:
+    """I have just started: show me what I signed at this height or above."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecallResponse:
+    """The sender's last decided height, and what it holds of the asker's own statements."""
+
+    height: int
+    votes: tuple[Signed[Vote], ...]
+    proposals: tuple[Signed[Proposal], ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.votes) + len(self.proposals)
+        require(count <= MAX_NOTICE_VOTES, f"at most {MAX_NOTICE_VOTES} statements at once")
+
+
+# --- what a node keeps ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotChunk:
+    """A chunk of the node's own last snapshot."""
+
+    data: bytes
 
 
 # --- what a validator keeps ----------------------------------------------------------------------

@@ -414,6 +414,18 @@ class Participant:
             answer.append(VoteNotice(tuple(votes)))
         return tuple(answer)
 
+    def list_statements(
+        self, signer: NodeId
+    ) -> tuple[tuple[Signed[Vote], ...], tuple[Signed[Proposal], ...]]:
+        """List the votes and proposals of a validator that are held here."""
+        proposals = [
+            notice.proposal
+            for _, notices in sorted(self._proposals.items())
+            for notice in notices.values()
+            if notice.proposal.signer_id == signer
+        ]
+        return self._machine.votes.list_of(signer), tuple(proposals)
+
     def lacks(self, status: ConsensusStatus) -> bool:
         """Tell whether a peer at this height has something that is missing here."""
         own = self._collect((status.round, *status.rounds))

@@ -10,10 +10,10 @@ Source: docs/spec/consensus.md T1 to T5; cometbft `spec/consensus/proposer-selec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from iemas.core.election import Candidate, compute_newcomer_priority, compute_turn
+from iemas.core.election import Candidate, compute_turn
 from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.types import Hash, NodeId, require, require_id
 
@@ -75,21 +75,6 @@ class ValidatorSet:
             proposer, self._upcoming = compute_turn(self._upcoming)
             self._turns.append(proposer)
         return self._turns[round_number]
-
-    def advance(self) -> ValidatorSet:
-        """Give the set of the next height: one turn taken, however many rounds this one had."""
-        candidates = [Candidate(v.node_id, v.power, v.priority) for v in self.validators]
-        _, after = compute_turn(candidates)
-        return ValidatorSet(Validator(c.node_id, c.stake_micros, c.priority) for c in after)
-
-    def change(self, powers: Mapping[NodeId, int]) -> ValidatorSet:
-        """Give the set with these members: who stays keeps its place, newcomers start behind."""
-        priorities = {validator.node_id: validator.priority for validator in self.validators}
-        behind = compute_newcomer_priority(sum(powers.values()))
-        return ValidatorSet(
-            Validator(node_id, power, priorities.get(node_id, behind))
-            for node_id, power in powers.items()
-        )
 
     def compute_hash(self) -> Hash:
         """Name the members and their power, as block headers do; whose turn it is stays out."""

@@ -153,6 +153,15 @@ class HeightVotes:
             for signer in sorted(votes)
         )
 
+    def list_of(self, signer: NodeId) -> tuple[Signed[Vote], ...]:
+        """List the counted votes of a signer, by round."""
+        return tuple(
+            votes[signer]
+            for _, tally in sorted(self._tallies.items())
+            for votes in tally.counted.values()
+            if signer in votes
+        )
+
     def has_quorum(self, round_number: int, kind: VoteKind, value: Hash | None) -> bool:
         """Tell whether a quorum voted for the value: the paper's 2f + 1 ⟨kind, h, round, id(v)⟩."""
         votes = self._get_tally(round_number, kind).get_votes(value)

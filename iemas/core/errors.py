@@ -130,6 +130,10 @@ class UntrustedBlockError(InvalidBlockError):
     """Too little of the trusted validators' power signed the block; check one in between first."""
 
 
+class InvalidSnapshotError(InvalidInputError):
+    """A snapshot, or a part of it, is not the state that the validators signed."""
+
+
 class InvalidProofError(InvalidInputError):
     """A proof does not lead from what it claims to the trusted state root."""
 

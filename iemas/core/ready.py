@@ -23,6 +23,8 @@ class RecordKind(StrEnum):
     SETTLEMENT = "settlement"
     SIGNED = "signed"
     VALID = "valid"
+    SNAPSHOT = "snapshot"
+    CHUNK = "chunk"
     TRANSCRIPT = "transcript"
     COUNTERSIGNED_BID = "countersigned_bid"
     RELEASED_CLOSE = "released_close"

@@ -17,11 +17,12 @@ from iemas.core.errors import (
     InternalError,
     InvalidBlockError,
     InvalidSignatureError,
+    InvalidSnapshotError,
     LocalProtocolError,
 )
 from iemas.core.params import Genesis
 from iemas.core.types import AccountId, Hash
-from iemas.ledger.blocks import begin_block, end_block, note_voters
+from iemas.ledger.blocks import begin_block, end_block, note_voters, rotate_proposers
 from iemas.ledger.epochs import start_epoch
 from iemas.ledger.header import Block, compute_transactions_root
 from iemas.ledger.history import compute_results_root
@@ -31,10 +32,10 @@ from iemas.ledger.rules.evidence import TranscriptVerifier
 from iemas.ledger.rules.results import OK, refuse
 from iemas.ledger.rules.settlement import verify_settlement_signatures
 from iemas.ledger.snapshot import (
-    MAX_SNAPSHOT_CHUNKS,
     SNAPSHOT_FORMAT,
     Snapshot,
     StoredSnapshot,
+    decode_chunk,
     decode_state,
     take_snapshot,
 )
@@ -97,8 +98,8 @@ class LedgerApplication:
         self._verify_transcript = verify_transcript
         self._pending: LedgerState | None = None
         self._snapshots: list[StoredSnapshot] = []
-        self._offered: tuple[Snapshot, Hash] | None = None
-        self._received: list[bytes] = []
+        self._offered: Snapshot | None = None
+        self._received: dict[Hash, tuple[bytes, ...]] = {}  # leaves by chunk root
         self.init_chain()
 
     @property
@@ -279,41 +280,60 @@ class LedgerApplication:
         """Give a chunk of an offered snapshot, or None if it is not at hand any more."""
         for stored in self._snapshots:
             if stored.offer.height == height and 0 <= chunk < stored.offer.chunks:
-                return stored.data[chunk]
+                return stored.encode_chunk(chunk)
         return None
 
     def offer_snapshot(self, snapshot: Snapshot, state_root: Hash) -> bool:
-        """Tell whether to fetch this snapshot; `state_root` is the trusted one at its height."""
+        """Tell whether to fetch this snapshot; `state_root` is the trusted one at its height.
+
+        Chunks that an earlier offer brought and this one names too are kept.
+        """
         usable = (
             snapshot.format == SNAPSHOT_FORMAT
-            and 0 < snapshot.chunks <= MAX_SNAPSHOT_CHUNKS
             and snapshot.height > self._state.height
+            and snapshot.compute_state_root() == state_root
         )
         if usable:
-            self._offered, self._received = (snapshot, state_root), []
+            self._offered = snapshot
+            wanted = set(snapshot.chunk_roots)
+            self._received = {r: leaves for r, leaves in self._received.items() if r in wanted}
         return usable
 
-    def apply_snapshot_chunk(self, chunk: bytes) -> bool:
-        """Take the next chunk; tell whether the snapshot is complete and is now the state.
+    def find_missing_chunk(self) -> int | None:
+        """Give the first chunk of the offered snapshot that is not here; None if all are."""
+        roots = self._offered.chunk_roots if self._offered is not None else ()
+        return next((i for i, root in enumerate(roots) if root not in self._received), None)
 
-        Raises: LocalProtocolError if none was offered; MalformedMessageError or
-        InvalidBlockError if what arrived is not the state with the trusted root.
+    def apply_snapshot_chunk(self, chunk: bytes) -> bool:
+        """Take a chunk; tell whether the snapshot is complete and is now the state.
+
+        Raises: LocalProtocolError if none was offered; InvalidSnapshotError if the snapshot
+        names no such chunk, MalformedMessageError if it is none at all: nothing changed.
         """
         if self._offered is None:
             raise LocalProtocolError("offer a snapshot before you apply its chunks")
-        snapshot, state_root = self._offered
-        self._received.append(chunk)
-        if len(self._received) < snapshot.chunks:
+        leaves, chunk_root = decode_chunk(chunk)
+        if chunk_root not in self._offered.chunk_roots:
+            raise InvalidSnapshotError("the chunk is not one of the offered snapshot's")
+        self._received[chunk_root] = leaves
+        if self.find_missing_chunk() is not None:
             return False
-        self._offered, data = None, b"".join(self._received)
-        if compute_hash(data) != snapshot.hash:
-            raise InvalidBlockError("the snapshot's chunks do not have its hash")
-        state = decode_state(self._genesis, data)
-        if state.compute_root() != state_root or state.height != snapshot.height:
-            raise InvalidBlockError("the snapshot does not have the trusted state root")
+        snapshot, self._offered = self._offered, None
+        self._adopt(snapshot)
+        return True
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Make a snapshot whose chunks are all here the state. Raises: InvalidSnapshotError."""
+        received, self._received = self._received, {}
+        leaves = tuple(leaf for root in snapshot.chunk_roots for leaf in received[root])
+        state = decode_state(self._genesis, leaves)
+        if state.compute_root() != snapshot.compute_state_root():
+            raise InvalidSnapshotError("the snapshot's leaves are not a state with its root")
+        if (state.height, state.chain_id) != (snapshot.height, self._chain_id):
+            raise InvalidSnapshotError("the snapshot is of another height or chain than it says")
         check_invariants(state)
         self._state, self._pending = state, None
-        return True
+        self._snapshots = [StoredSnapshot(snapshot, leaves)]
 
 
 def _refuse_block(block: Block, broken: str) -> InvalidBlockError:
@@ -334,6 +354,7 @@ def issue_genesis(state: LedgerState) -> None:
     start_term(state, genesis.hub, 0, genesis.time_ms)
     start_epoch(state, genesis.hub, 0, genesis.time_ms)
     note_voters(state)
+    rotate_proposers(state)
 
 
 def _issue(state: LedgerState, account: LedgerAccount, micros: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from iemas.core.election import Candidate, compute_newcomer_priority, compute_turn
 from iemas.core.types import NodeId
 from iemas.ledger.epochs import advance_epochs, count_proposer
 from iemas.ledger.jail import forget_served_jails
@@ -33,6 +34,7 @@ def end_block(state: LedgerState, proposer: NodeId) -> None:
     """Note who proposed, and who votes on the height after the next."""
     count_proposer(state, proposer)
     note_voters(state)
+    rotate_proposers(state)
 
 
 def note_voters(state: LedgerState) -> None:
@@ -45,6 +47,22 @@ def note_voters(state: LedgerState) -> None:
     start = state.height + 2 if state.validator_sets else 1  # genesis' vote on the first two
     if members != state.get_consensus_validators_at(start):
         state.validator_sets[start] = members
+
+
+def rotate_proposers(state: LedgerState) -> None:
+    """Take one turn of the proposers' round-robin; who votes on the next height goes on with it.
+
+    One turn a height, however many rounds it took. Who stays keeps its place, newcomers start
+    behind; at genesis all start equal. Source: docs/spec/consensus.md T3 to T5.
+    """
+    members = state.get_consensus_validators_at(state.height + 1)
+    places = {node: 0 for node, _ in members}
+    if state.proposers:
+        voters = state.get_consensus_validators_at(state.height)
+        _, after = compute_turn([Candidate(*one, state.proposers[one.node_id]) for one in voters])
+        places = {candidate.node_id: candidate.priority for candidate in after}
+    behind = compute_newcomer_priority(sum(power for _, power in members))
+    state.proposers = {node: places.get(node, behind) for node, _ in members}
 
 
 def _set_checkpoint(state: LedgerState) -> None:

@@ -95,6 +95,8 @@ class LedgerState:
     """Micro-credits that are released at a time; together what `UNBONDING` accounts hold."""
     validator_sets: dict[int, tuple[ValidatorPower, ...]] = field(default_factory=dict)
     """The consensus validators from a height on, where they changed; as far as evidence goes."""
+    proposers: dict[NodeId, int] = field(default_factory=dict)
+    """The next height's validators' places in the round-robin of proposers, before its turns."""
     checkpoints: dict[int, int] = field(default_factory=dict)
     """The times of some blocks by height: how old what was signed at a height is at most."""
     jails: dict[NodeId, JailRecord] = field(default_factory=dict)
@@ -486,6 +488,7 @@ TABLE_NAMES = (
     "applied",
     "unbonding",
     "validator_sets",
+    "proposers",
     "checkpoints",
     "jails",
     "offences",

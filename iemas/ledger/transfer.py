@@ -107,6 +107,8 @@ class TransferReason(StrEnum):
     SLASHED = "slashed"
     UNPAID_SETTLEMENT = "unpaid_settlement"
     REPORTER_REWARD = "reporter_reward"
+    SNAPSHOT = "snapshot"
+    """What happened in blocks that this replica never had, in one sum an account."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,11 @@ from typing import Any
 import cbor2
 
 from iemas import wire
+from iemas.consensus.messages import CommittedBlock, SnapshotChunk
+from iemas.consensus.snapshots import KeptSnapshot, choose_snapshot
 from iemas.core.envelope import Signed
 from iemas.core.ready import Record, RecordKind
+from iemas.ledger.snapshot import Snapshot
 
 _LENGTH_BYTES = 4
 _CHECKSUM_BYTES = 4
@@ -72,6 +75,17 @@ class SimulatedDisk:
                 table[key] = value
 
     # --- reading ---------------------------------------------------------------------------------
+
+    def read_blocks(self, from_height: int, limit: int) -> list[CommittedBlock]:
+        """Read stored blocks from a height on, in order: an engine's `BlockReader`."""
+        table = self._tables[RecordKind.BLOCK]
+        keys = [height.to_bytes(8, "big") for height in range(from_height, from_height + limit)]
+        return [wire.decode(CommittedBlock, table[key]) for key in keys if key in table]
+
+    def load_snapshot(self) -> KeptSnapshot | None:
+        """Read the node's own snapshot."""
+        chunks = self.scan(RecordKind.CHUNK, SnapshotChunk)
+        return choose_snapshot(self.scan(RecordKind.SNAPSHOT, Snapshot), chunks)
 
     def scan_signed(self, kind: RecordKind, cls: type[Any]) -> list[Signed[Any]]:
         """Read a table of signed messages in key order."""

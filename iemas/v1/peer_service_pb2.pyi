@@ -46,6 +46,14 @@ class DeliverRequest(_message.Message):
     PROPOSAL_NOTICE_FIELD_NUMBER: _builtins.int
     VOTE_NOTICE_FIELD_NUMBER: _builtins.int
     CONSENSUS_STATUS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_REQUEST_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_OFFER_FIELD_NUMBER: _builtins.int
+    LIGHT_BLOCK_REQUEST_FIELD_NUMBER: _builtins.int
+    LIGHT_BLOCK_RESPONSE_FIELD_NUMBER: _builtins.int
+    CHUNKS_REQUEST_FIELD_NUMBER: _builtins.int
+    CHUNKS_RESPONSE_FIELD_NUMBER: _builtins.int
+    RECALL_REQUEST_FIELD_NUMBER: _builtins.int
+    RECALL_RESPONSE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report_push(self) -> _gossip_pb2.ReportPush: ...
     @_builtins.property
@@ -82,6 +90,22 @@ class DeliverRequest(_message.Message):
     def vote_notice(self) -> _consensus_pb2.VoteNotice: ...
     @_builtins.property
     def consensus_status(self) -> _consensus_pb2.ConsensusStatus: ...
+    @_builtins.property
+    def snapshot_request(self) -> _consensus_pb2.SnapshotRequest: ...
+    @_builtins.property
+    def snapshot_offer(self) -> _consensus_pb2.SnapshotOffer: ...
+    @_builtins.property
+    def light_block_request(self) -> _consensus_pb2.LightBlockRequest: ...
+    @_builtins.property
+    def light_block_response(self) -> _consensus_pb2.LightBlockResponse: ...
+    @_builtins.property
+    def chunks_request(self) -> _consensus_pb2.ChunksRequest: ...
+    @_builtins.property
+    def chunks_response(self) -> _consensus_pb2.ChunksResponse: ...
+    @_builtins.property
+    def recall_request(self) -> _consensus_pb2.RecallRequest: ...
+    @_builtins.property
+    def recall_response(self) -> _consensus_pb2.RecallResponse: ...
     def __init__(
         self,
         *,
@@ -103,12 +127,20 @@ class DeliverRequest(_message.Message):
         proposal_notice: _consensus_pb2.ProposalNotice | None = ...,
         vote_notice: _consensus_pb2.VoteNotice | None = ...,
         consensus_status: _consensus_pb2.ConsensusStatus | None = ...,
+        snapshot_request: _consensus_pb2.SnapshotRequest | None = ...,
+        snapshot_offer: _consensus_pb2.SnapshotOffer | None = ...,
+        light_block_request: _consensus_pb2.LightBlockRequest | None = ...,
+        light_block_response: _consensus_pb2.LightBlockResponse | None = ...,
+        chunks_request: _consensus_pb2.ChunksRequest | None = ...,
+        chunks_response: _consensus_pb2.ChunksResponse | None = ...,
+        recall_request: _consensus_pb2.RecallRequest | None = ...,
+        recall_response: _consensus_pb2.RecallResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status", "snapshot_request", "snapshot_offer", "light_block_request", "light_block_response", "chunks_request", "chunks_response", "recall_request", "recall_response"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

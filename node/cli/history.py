@@ -225,7 +225,7 @@ async def check_market(
     history = History(*load_genesis(genesis_bytes)[:2])
     if expected_genesis is not None and expected_genesis != genesis_bytes:
         history.findings.problems.append("the nodes run another genesis than the local file")
-    blocks = await _fetch_blocks(source, 1)
+    source, blocks = await _fetch_whole_chain([source, *addresses])
     for address in addresses:
         tell(f"fetching rounds from {address.target}")
         try:
@@ -287,6 +287,27 @@ async def _fetch_genesis(addresses: Sequence[Address]) -> tuple[Address, bytes]:
         except (grpc.RpcError, IemasError) as error:
             failure = error
     raise APIConnectionError("no node of the market answers: is it running?") from failure
+
+
+async def _fetch_whole_chain(
+    addresses: Sequence[Address],
+) -> tuple[Address, list[CommittedBlock]]:
+    """Fetch all blocks from the first node that has them: one that took a snapshot has not.
+
+    Where none has, the longest beginning: the replay then says what is missing.
+    """
+    longest: tuple[Address, list[CommittedBlock]] = (addresses[0], [])
+    for address in addresses:
+        try:
+            blocks = await _fetch_blocks(address, 1)
+        except IemasError:
+            continue
+        gap = next((n for n, block in enumerate(blocks) if block.height != n + 1), None)
+        if gap is None and blocks:
+            return address, blocks
+        if len(blocks[:gap]) > len(longest[1]):
+            longest = (address, blocks[:gap])
+    return longest
 
 
 async def _fetch_blocks(address: Address, from_height: int) -> list[CommittedBlock]:

@@ -71,8 +71,8 @@ def _send_first(self: Host, ready: Ready) -> None:
 _FINISH = Host.finish
 
 
-def _accept_unverified(*_: object) -> bool:
-    """Take any signature for a good one."""
+def _say_yes(*_: object) -> bool:
+    """Take any signature for a good one, or anything for allowed."""
     return True
 
 
@@ -114,13 +114,16 @@ BROKEN_RULES = {
         ("one signature", "agreement", "nothing lost"),
     ),
     "forgetful-restart": BrokenRule(
-        "a validator comes back without what it signed",
-        (("iemas.testing.disk.SimulatedDisk.scan", _forget_signed),),
+        "a validator comes back without what it signed, and asks nobody",
+        (
+            ("iemas.testing.disk.SimulatedDisk.scan", _forget_signed),
+            ("iemas.consensus.recall.Recall.may_sign", _say_yes),
+        ),
         ("one signature", "agreement"),
     ),
     "unverified-evidence": BrokenRule(
         "signatures on evidence are not checked",
-        ((f"{evidence_rules.__name__}.is_signed_by", _accept_unverified),),
+        ((f"{evidence_rules.__name__}.is_signed_by", _say_yes),),
         ("no false conviction",),
     ),
     "ignored-evidence": BrokenRule(

@@ -29,8 +29,8 @@ class History:
     villains: set[NodeId] = field(default_factory=set)
     blocks: dict[int, CommittedBlock] = field(default_factory=dict)
     roots: dict[int, bytes] = field(default_factory=dict)
-    committed: dict[str, int] = field(default_factory=dict)
-    """Up to which height each honest machine has blocks on disk."""
+    committed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Of which heights each honest machine has blocks on disk."""
     signed: dict[tuple[NodeId, Place], bytes] = field(default_factory=dict)
     proposals: set[tuple[NodeId, int, int]] = field(default_factory=set)
     cosigned: dict[TotalKey, int] = field(default_factory=lambda: defaultdict(int))

@@ -7,6 +7,7 @@ all, the clients sign themselves: they have everybody's keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -78,6 +79,8 @@ class LedgerNode(Host):
             genesis=market.genesis,
             chain_id=market.chain_id,
             signer=market.tools.get_signer(self.name.partition("'")[0]),
+            read_blocks=self.disk.read_blocks,
+            snapshot_interval=market.plan.snapshot_interval,
         )
         self.engine.set_peers(market.ids)
         self.evidence, self._evidence_sent = {}, {}
@@ -85,6 +88,7 @@ class LedgerNode(Host):
             self.disk.scan(RecordKind.BLOCK, CommittedBlock),
             self.disk.scan(RecordKind.SIGNED, SignRecord),
             self.disk.scan(RecordKind.VALID, ValidRecord),
+            self.disk.load_snapshot(),
         )
         self.run(self.tick)
 
@@ -290,8 +294,11 @@ class LedgerMarket:
         Raises: BrokenPromiseError.
         """
         self.nemesis.set_clocks()
+        late = self.nodes[self.plan.validators :] if self.plan.observers_late_ms else []
         for host in [*self.nodes, *self._twins]:
-            host.start()
+            if host not in late:
+                host.start()
+        self.clock.call_later(self.plan.observers_late_ms, lambda: _start(late))
         self.nemesis.begin()
         times = self._make_random("times")
         for _ in range(self.plan.transactions):
@@ -366,3 +373,9 @@ class LedgerMarket:
         except LocalProtocolError as error:
             where = {node.name: node.height if node.alive else "dead" for node in self.nodes}
             raise NoProgressError(promise, f"not within {limit_ms} ms: {where}") from error
+
+
+def _start(hosts: Sequence[Host]) -> None:
+    for host in hosts:
+        if not host.alive:
+            host.start()

@@ -116,7 +116,13 @@ class SimulatedNode(Host):
             market.chain_id,
             verify_transcript=lambda *evidence: core.rounds.check_evidence(*evidence),  # noqa: PLW0108
         )
-        engine = TendermintEngine(app, genesis=genesis, chain_id=market.chain_id, signer=signer)
+        engine = TendermintEngine(
+            app,
+            genesis=genesis,
+            chain_id=market.chain_id,
+            signer=signer,
+            read_blocks=self.disk.read_blocks,
+        )
         core = NodeCore(
             genesis=genesis,
             chain_id=market.chain_id,
@@ -137,6 +143,7 @@ class SimulatedNode(Host):
             blocks=disk.scan(RecordKind.BLOCK, CommittedBlock),
             signed=disk.scan(RecordKind.SIGNED, SignRecord),
             valid=disk.scan(RecordKind.VALID, ValidRecord),
+            snapshot=disk.load_snapshot(),
             transcripts=disk.scan_signed(RecordKind.TRANSCRIPT, Transcript),
             closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),

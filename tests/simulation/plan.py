@@ -45,6 +45,10 @@ class Plan:
     """By number of the validator; together less than a third of the stake."""
     params: MarketParams
     network: NetworkFaults
+    snapshot_interval: int
+    """After how many blocks a node takes a snapshot."""
+    observers_late_ms: int
+    """How long after the others the observers start: then they are far behind."""
     faults_ms: int
     transactions: int
     requesters: int
@@ -97,6 +101,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
         villains = _draw_villains(random, kind, stakes)
     worst = random.random() < 0.5
     machines = n + 2
+    faults_ms = random.randint(5_000, 60_000 // n)
     return Plan(
         kind=kind,
         seed=seed,
@@ -110,7 +115,9 @@ def make_plan(kind: Kind, seed: int) -> Plan:
             loss_ppm=0 if is_plotted else random.choice((0, 10_000, 50_000, 150_000)),
             duplication_ppm=random.choice((0, 10_000, 50_000)),
         ),
-        faults_ms=random.randint(5_000, 60_000 // n),
+        snapshot_interval=2 + seed % 5 if kind is Kind.LEDGER else 500,
+        observers_late_ms=faults_ms * 2 // 3 if seed % 3 == 0 and kind is Kind.LEDGER else 0,
+        faults_ms=faults_ms,
         transactions=random.randint(20, 100),
         requesters=random.choice((1, 2, 3)),
         skews_ms=_draw_deviations(random, machines, MOST_SKEW_MS),

@@ -19,10 +19,13 @@ from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import (
     BlockAnnouncement,
     BlocksResponse,
+    ChunksResponse,
     Commit,
     CommittedBlock,
     ConsensusStatus,
+    LightBlockResponse,
     ProposalNotice,
+    SnapshotOffer,
     SubmitTransaction,
     VoteNotice,
 )
@@ -32,6 +35,7 @@ from iemas.core.auction import ReleaseNotice, Transcript, TranscriptNotice
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.types import AccountId, Hash, NodeId
 from iemas.ledger.header import Block, compute_transactions_root
+from iemas.ledger.snapshot import encode_chunk
 from iemas.ledger.transaction import (
     DoubleVoteEvidence,
     Evidence,
@@ -302,6 +306,44 @@ def forge_commits(villain: Villain, host: Host, to: NodeId, message: Any) -> Mes
     return (message, forged)
 
 
+def serve_false_snapshots(
+    villain: Villain, host: Host, to: NodeId, message: Any
+) -> Messages | None:
+    """Offer a snapshot, headers or chunks that are not what the validators signed; or none."""
+    random = villain.random
+    match message:
+        case SnapshotOffer(snapshot, CommittedBlock(block, _)) if snapshot is not None:
+            root = Hash(random.randbytes(32))
+            rich = replace(block.header.message, state_root=root)
+            forged = _make_block(villain, rich, block.transactions)
+            votes = tuple(
+                villain.signer.sign(Vote(rich.height, 0, VoteKind.PRECOMMIT, forged.hash))
+                for _ in range(random.choice((1, 4)))
+            )
+            made_up = Commit(rich.height, 0, forged.hash, votes)
+            own = tuple(v for v in message.validators if v.node_id == host.node_id)
+            return (
+                random.choice(
+                    (
+                        replace(message, snapshot=replace(snapshot, chunk_roots=(root,))),
+                        replace(message, snapshot=replace(snapshot, height=snapshot.height + 1)),
+                        replace(message, block=CommittedBlock(block, made_up)),
+                        SnapshotOffer(
+                            replace(snapshot, chunk_roots=(root,)),
+                            CommittedBlock(forged, made_up),
+                            random.choice((own, message.validators)),
+                        ),
+                    )
+                ),
+            )
+        case ChunksResponse(chunks=chunks) if chunks:
+            false = random.choice((encode_chunk([random.randbytes(40)]), b"\xff", chunks[0][:-1]))
+            return (replace(message, chunks=random.choice(((), (false,), (*chunks, false)))),)
+        case LightBlockResponse():
+            return (LightBlockResponse(None),)
+    return None
+
+
 def lie_about_status(villain: Villain, host: Host, to: NodeId, message: Any) -> Messages | None:
     """Say to be elsewhere and to hold what it does not."""
     if not isinstance(message, ConsensusStatus):
@@ -374,6 +416,7 @@ TRICKS: dict[str, Trick] = {
     "replay": repeat_others,
     "forged vote": forge_votes,
     "forged commit": forge_commits,
+    "false snapshot": serve_false_snapshots,
     "false status": lie_about_status,
     "false accusation": accuse_falsely,
     "withheld shares": withhold_shares,

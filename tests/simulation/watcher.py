@@ -128,7 +128,7 @@ class Watcher:
         checkers.check_agreement(history, host, committed)
         if is_first:
             self._note_first(host, committed)
-        history.committed[host.name] = max(history.committed.get(host.name, 0), committed.height)
+        history.committed[host.name].add(committed.height)
         if host.height == committed.height:
             checkers.check_same_state(history, host)
 

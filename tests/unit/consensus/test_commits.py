@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from iemas.consensus.commits import make_first_validators, verify_commit
+from iemas.consensus.commits import make_validators, verify_commit
 from iemas.consensus.messages import Commit, CommittedBlock
 from iemas.core.envelope import Signed
 from iemas.core.errors import InvalidBlockError, InvalidSignatureError
@@ -20,7 +20,7 @@ from iemas.testing.chain import LedgerChain, make_genesis
 from tests.cluster import FOUR
 
 CHAIN = LedgerChain(make_genesis(validators=FOUR))
-VALIDATORS = make_first_validators(CHAIN.state)
+VALIDATORS = make_validators(CHAIN.state)
 BLOCK = CHAIN.make_block()
 
 

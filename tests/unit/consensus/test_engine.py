@@ -323,7 +323,7 @@ def test_votes_of_other_heights_change_nothing(cluster: Cluster, height: int) ->
     voter = cluster["node-1"]
     for _ in range(100):
         voter.step(VoteNotice((vote,)), cluster["node-2"].node_id)
-    assert len(voter.engine._early.get(cluster["node-2"].node_id, [])) <= 8
+    assert len(voter.engine._early.list_of(cluster["node-2"].node_id)) <= 8
     assert voter.refused == []
     assert voter.height == 1
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from iemas.consensus.commits import make_first_validators
+from iemas.consensus.commits import make_validators
 from iemas.consensus.light import (
     TrustedBlock,
     bisect,
@@ -99,7 +99,7 @@ def test_nothing_is_proven_after_genesis(cluster: Cluster) -> None:
 
 def test_genesis_trusts_who_votes_first(cluster: Cluster) -> None:
     fresh = cluster.make_engine("node-1")
-    first = make_first_validators(fresh.state)
+    first = make_validators(fresh.state)
     trusted = trust_genesis(cluster.chain.genesis)
     assert trusted.next_validators_hash == first.compute_hash()
     assert [(m.node_id, m.power) for m in trusted.validators] == [

@@ -177,6 +177,7 @@ def restore(engine: TendermintEngine, storage: Storage) -> None:
         storage.iterate_blocks(),
         storage.scan(RecordKind.SIGNED, SignRecord),
         storage.scan(RecordKind.VALID, ValidRecord),
+        storage.load_snapshot(),
     )
 
 
