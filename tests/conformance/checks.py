@@ -414,10 +414,11 @@ def check_snapshots(rig: Rig) -> None:
     rig.start_from_snapshot(name)
     rig.settle()
     life = rig.apps[name].life
-    offered = [c.subject for c in list_calls(rig, "offer_snapshot", life=life) if c.output]
-    require(bool(offered), "no snapshot was offered")
-    snapshot: Snapshot = offered[-1]
-    blocks = [call.subject.height for call in list_calls(rig, "finalize_block", life=life)]
+    calls = list_calls(rig, "offer_snapshot", "finalize_block", life=life)
+    offers = [i for i, call in enumerate(calls) if call.verb == "offer_snapshot" and call.output]
+    require(bool(offers), "no snapshot was offered")
+    snapshot: Snapshot = calls[offers[-1]].subject
+    blocks = [c.subject.height for c in calls[offers[-1] :] if c.verb == "finalize_block"]
     require(
         blocks == list(range(snapshot.height + 1, get_height(rig) + 1)),
         f"after a snapshot of height {snapshot.height} came blocks {blocks}",

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 from iemas.consensus.messages import VoteNotice
 from iemas.core.envelope import Signed
@@ -22,15 +23,18 @@ from iemas.ledger.header import Block
 from iemas.ledger.transaction import (
     DoubleVoteEvidence,
     Evidence,
+    FundEscrow,
     Transaction,
     TransactionResult,
 )
 from iemas.testing.chain import LedgerChain, make_genesis
+from iemas.testing.disk import SimulatedDisk
 from iemas.testing.engine import CrashError, InProcessEngine
 from tests.cluster import FOUR, Cluster, Replica
 from tests.conformance.recording import Log, RecordingApplication
 
 PARAMS = MarketParams(min_stake_micros=100, max_validators=8)
+SNAPSHOT_INTERVAL = 2
 TOLERANCE_MS = PARAMS.clock_tolerance_ms
 AppType = type[RecordingApplication]
 
@@ -193,7 +197,19 @@ class EmbeddedRig(Rig):
             self.submit(self.names[0], evidence)
 
     def start_from_snapshot(self, name: str) -> None:
-        raise NotImplementedError("the embedded engine does not use snapshots yet")
+        """Start it with an empty disk, far behind: one block an answer, many snapshots."""
+        others = [other for other in self.names if other != name]
+        for other in others:
+            self.cluster[other].engine._shelf.interval = SNAPSHOT_INTERVAL
+        self.cluster.engine_options = {"snapshot_interval": SNAPSHOT_INTERVAL}
+        for amount in range(3 * SNAPSHOT_INTERVAL):
+            body = FundEscrow(self.chain.hub, 1 + amount)
+            self.submit(others[0], self.chain.make_transaction("alice", body))
+            self.settle()
+        self.cluster[name].disk = SimulatedDisk()
+        with patch("iemas.consensus.chain.BATCH_BLOCKS", 1):
+            self.cluster[name].start()
+            self.settle()
 
 
 class _Process(Replica):

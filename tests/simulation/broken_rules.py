@@ -109,8 +109,11 @@ BROKEN_RULES = {
         ("agreement", "validity"),
     ),
     "send-before-persist": BrokenRule(
-        "votes leave before they are on disk",
-        (("tests.simulation.host.Host.carry_out", _send_first),),
+        "votes leave before they are on disk, and who comes back asks nobody",
+        (
+            ("tests.simulation.host.Host.carry_out", _send_first),
+            ("iemas.consensus.recall.Recall.may_sign", _say_yes),
+        ),
         ("one signature", "agreement", "nothing lost"),
     ),
     "forgetful-restart": BrokenRule(
