@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import (
     InternalError,
