@@ -246,12 +246,17 @@ def check_replay(rig: Rig) -> None:
         rig.settle()
         calls = list_calls(rig, life=rig.apps[name].life)
         require(calls[0].verb == "info", f"the first verb of a life is {calls[0].verb}")
-        blocks = [call.subject.height for call in calls if call.verb == "finalize_block"]
-        require(
-            blocks == list(range(height + 1, get_height(rig) + 1)),
-            f"an application at height {height} was given blocks {blocks}",
-        )
+        offers = [c.subject.height for c in calls if c.verb == "offer_snapshot" and c.output]
+        require_blocks_after(rig, max([height, *offers]), calls)
     require_same_state(rig)
+
+
+def require_blocks_after(rig: Rig, height: int, calls: Sequence[Call]) -> None:
+    blocks = [call.subject.height for call in calls if call.verb == "finalize_block"]
+    require(
+        blocks == list(range(height + 1, get_height(rig) + 1)),
+        f"an application at height {height} was given blocks {blocks}",
+    )
 
 
 def make_app_at(rig: Rig, name: str, height: int) -> RecordingApplication:
@@ -418,11 +423,7 @@ def check_snapshots(rig: Rig) -> None:
     offers = [i for i, call in enumerate(calls) if call.verb == "offer_snapshot" and call.output]
     require(bool(offers), "no snapshot was offered")
     snapshot: Snapshot = calls[offers[-1]].subject
-    blocks = [c.subject.height for c in calls[offers[-1] :] if c.verb == "finalize_block"]
-    require(
-        blocks == list(range(snapshot.height + 1, get_height(rig) + 1)),
-        f"after a snapshot of height {snapshot.height} came blocks {blocks}",
-    )
+    require_blocks_after(rig, snapshot.height, calls[offers[-1] :])
     require_order_of_verbs(rig)
     require_same_state(rig)
 

@@ -199,9 +199,6 @@ class EmbeddedRig(Rig):
     def start_from_snapshot(self, name: str) -> None:
         """Start it with an empty disk, far behind: one block an answer, many snapshots."""
         others = [other for other in self.names if other != name]
-        for other in others:
-            self.cluster[other].engine._shelf.interval = SNAPSHOT_INTERVAL
-        self.cluster.engine_options = {"snapshot_interval": SNAPSHOT_INTERVAL}
         for amount in range(3 * SNAPSHOT_INTERVAL):
             body = FundEscrow(self.chain.hub, 1 + amount)
             self.submit(others[0], self.chain.make_transaction("alice", body))
@@ -239,7 +236,8 @@ class _RecordedCluster(Cluster):
     replica_type = _Process
 
     def __init__(self, rig: Rig) -> None:
-        super().__init__(rig.names, genesis=rig.chain.genesis)
+        options = {"snapshot_interval": SNAPSHOT_INTERVAL}
+        super().__init__(rig.names, genesis=rig.chain.genesis, engine_options=options)
         self.given_app: RecordingApplication | None = None
         self._rig = rig
 
