@@ -49,6 +49,7 @@ from iemas.ledger.history import make_history_records
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     ResultCode,
+    RevealAsk,
     Transaction,
     TransactionResult,
 )
@@ -57,6 +58,7 @@ from node.execution import Execution
 from node.provider import Provider
 from node.reporting import CurrentLoad, NodeProfile, Reporter
 from node.rounds import Rounds
+from node.standing_ask import StandingAsk
 
 TICK_MS = 250
 MAX_RESULTS = 10_000
@@ -121,7 +123,8 @@ class NodeCore:
     """One node of one market.
 
     Args:
-        ask: the standing ask of a provider; None for a node that sells nothing.
+        ask: what a provider asks; None for a node that sells nothing.
+        ask_secret: what hides the asks that this node commits to.
         engine: the consensus engine around this node's ledger replica.
         decode_bid: the wire codec's decoder of opened bids.
     """
@@ -135,6 +138,7 @@ class NodeCore:
         hpke_key: X25519PrivateKey,
         profile: NodeProfile,
         ask: Prices | None,
+        ask_secret: bytes,
         engine: TendermintEngine,
         predictor: Predictor,
         decode_bid: BidDecoder,
@@ -178,10 +182,17 @@ class NodeCore:
             get_state=lambda: self.state,
             decode_bid=decode_bid,
         )
+        self.ask = StandingAsk(
+            prices=ask,
+            hub=genesis.hub,
+            node_id=self.node_id,
+            chain_id=chain_id,
+            secret=ask_secret,
+        )
         self.duties = Duties(
             hub=genesis.hub,
             signer=signer,
-            ask=ask,
+            ask=self.ask,
             engine=engine,
             membership=self.membership,
             provider=self.provider,
@@ -200,11 +211,13 @@ class NodeCore:
         closes: Sequence[Signed[RoundClose]],
         releases: Sequence[Signed[ShareRelease]],
         unsettled: Sequence[UnsettledChannel],
+        sealed_asks: Sequence[RevealAsk],
     ) -> None:
         """Go on where an earlier process of this node stopped: call before the first step."""
         self.engine.restore(blocks, signed, valid, snapshot)
         self.rounds.restore(transcripts, closes, releases)
         self.provider.restore(unsettled)
+        self.ask.restore(sealed_asks)
 
     @property
     def state(self) -> LedgerState:

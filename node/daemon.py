@@ -36,6 +36,7 @@ from iemas.genesis import load_genesis
 from iemas.keystore import load_key
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
+from iemas.ledger.transaction import RevealAsk
 from iemas.tls import parse_address
 from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
 from iemas.v1.execution_service_pb2_grpc import add_ExecutionServiceServicer_to_server
@@ -172,6 +173,7 @@ def _make_core(parts: _Parts) -> NodeCore:
         hpke_key=identity.derive_hpke_key(),
         profile=_make_profile(genesis, parts.certificates, selling),
         ask=parts.settings.ask if selling.backend is not None else None,
+        ask_secret=identity.derive_secret("asks"),
         engine=TendermintEngine(
             app,
             genesis=genesis,
@@ -239,6 +241,7 @@ def _restore(core: NodeCore, storage: Storage) -> None:
         closes=storage.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
         releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
         unsettled=storage.scan(RecordKind.UNSETTLED, UnsettledChannel),
+        sealed_asks=storage.scan(RecordKind.SEALED_ASK, RevealAsk),
     )
 
 

@@ -12,24 +12,23 @@ from dataclasses import dataclass
 from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import SubmitTransaction
 from iemas.consensus.voting import DoubleVote
-from iemas.core.auction import Ask
 from iemas.core.envelope import Signed, Signer
 from iemas.core.membership import Membership
 from iemas.core.ready import Ready
-from iemas.core.types import AccountId, HubId, NodeId, Prices
+from iemas.core.types import AccountId, HubId, NodeId
 from iemas.ledger.records import OffenceKey, VoteKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
     DoubleVoteEvidence,
     Evidence,
-    PostAsk,
     ReturnToDuty,
     Transaction,
     TransactionBody,
 )
 from node.provider import Provider
 from node.rounds import Rounds
+from node.standing_ask import StandingAsk
 
 JOIN_GRACE_MS = 5_000
 RESUBMIT_MS = 2_000
@@ -48,7 +47,7 @@ class Duties:
     """One node's transactions of its own.
 
     Args:
-        ask: the standing ask of a provider; None for a node that sells nothing.
+        ask: makes a provider's configured ask stand.
         started_at_ms: since when the node runs; who has not joined is no absentee at first.
     """
 
@@ -57,7 +56,7 @@ class Duties:
         *,
         hub: HubId,
         signer: Signer,
-        ask: Prices | None,
+        ask: StandingAsk,
         engine: TendermintEngine,
         membership: Membership,
         provider: Provider,
@@ -85,8 +84,10 @@ class Duties:
     def do(self, *, now_ms: int) -> Ready:
         """Submit what is due and not on its way. Call on every block and every tick."""
         due = self.list_due(now_ms=now_ms)
+        ask, ready = self._ask.follow(self._state)
+        if ask is not None:
+            due["ask"] = ask
         self._submissions = {name: last for name, last in self._submissions.items() if name in due}
-        ready = Ready()
         for name, body in due.items():
             ready += self._submit(name, body, now_ms)
         return ready
@@ -94,11 +95,9 @@ class Duties:
     # --- what is due -------------------------------------------------------------------------
 
     def list_due(self, *, now_ms: int) -> dict[str, TransactionBody]:
-        """List what the ledger does not show yet, by name."""
+        """List what the ledger does not show yet, by name; but the ask, which is on disk first."""
         state, hub = self._state, self._hub
         due: dict[str, TransactionBody] = {}
-        if self._ask is not None and state.get_ask(hub, self._node_id) != self._ask:
-            due["ask"] = PostAsk(Ask(hub, self._ask))
         settlement = self._provider.collect_settlement()
         if settlement is not None:
             due["settlement"] = settlement

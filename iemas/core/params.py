@@ -111,11 +111,11 @@ class MarketParams:
     """How long an idempotency key is known, at least."""
     reservation_fee_ppm: int = 100
     """What of a term's reserved but unused money its account pays when the term closes."""
-    sealed_asks: bool = False
+    sealed_asks: bool = True
     """Whether all asks but a provider's first are committed in one epoch, revealed in the next."""
     ask_epoch_ms: int = 600_000
     """Length of an ask epoch in ledger time."""
-    ask_reveal_ms: int = 10_000
+    ask_reveal_ms: int = 120_000
     """The least time at the start of an epoch in which asks can be revealed."""
     ask_bond_micros: int = MICROS_PER_CREDIT
     """What a commitment bonds of its node's deposit, and loses if it is not revealed."""

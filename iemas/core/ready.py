@@ -30,6 +30,7 @@ class RecordKind(StrEnum):
     RELEASED_CLOSE = "released_close"
     CLOSED_ROUND = "closed_round"
     UNSETTLED = "unsettled"
+    SEALED_ASK = "sealed_ask"
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ class LedgerApplication:
         self._check_results(block)
         state = self._state.copy()
         state.facts = replace(state.facts, height=block.height, time_ms=block.time_ms)
-        begin_block(state)
+        begin_block(state, elapsed_ms=block.time_ms - self._state.time_ms)
         results, applied = self._apply_transactions(state, block.transactions)
         state.set_applied(block.height, applied, window=APPLIED_WINDOW_BLOCKS)
         end_block(state, block.proposer)

@@ -20,13 +20,16 @@ CHECKPOINTS = 64
 """Into how many parts checkpoints divide the evidence window."""
 
 
-def begin_block(state: LedgerState) -> None:
-    """Do what has fallen due by the time of the block being applied."""
+def begin_block(state: LedgerState, *, elapsed_ms: int) -> None:
+    """Do what has fallen due by the time of the block being applied.
+
+    elapsed_ms: ledger time since the block before.
+    """
     _set_checkpoint(state)
     release_unbonded(state, state.time_ms)
     expire_holds(state, state.time_ms)
     forget_served_jails(state)
-    advance_epochs(state, state.time_ms)
+    advance_epochs(state, elapsed_ms=elapsed_ms)
     apply_due_terms(state, state.time_ms)
 
 

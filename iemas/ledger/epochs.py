@@ -22,7 +22,8 @@ def start_epoch(state: LedgerState, hub: HubId, number: int, time_ms: int) -> No
     """Start an epoch; what was committed for earlier ones and could not be revealed lapses."""
     for key in [k for k in state.commitments if k.hub == hub and k.epoch < number]:
         del state.commitments[key]
-    state.ask_epochs[hub] = AskEpochRecord(number, time_ms)
+    closes_at_ms = time_ms + state.params.ask_reveal_ms
+    state.ask_epochs[hub] = AskEpochRecord(number, state.height, closes_at_ms)
     _carry_model(state, hub, number)
 
 
@@ -38,23 +39,36 @@ def _carry_model(state: LedgerState, hub: HubId, number: int) -> None:
         del state.model_votes[vote]
 
 
-def advance_epochs(state: LedgerState, time_ms: int) -> None:
-    """Start the epochs that are due, and close the reveal windows that are over."""
-    number = compute_epoch(state, time_ms)
+def advance_epochs(state: LedgerState, *, elapsed_ms: int) -> None:
+    """Start the epochs that are due, and close the reveal windows that are over.
+
+    elapsed_ms: ledger time between the block before and the one being applied.
+    """
+    number = compute_epoch(state, state.time_ms)
     for hub in state.get_hubs():
         if number > state.ask_epochs[hub].number:
-            start_epoch(state, hub, number, time_ms)
-        elif is_window_over(state, hub, time_ms):
+            start_epoch(state, hub, number, state.time_ms)
+            continue
+        _prolong_window(state, hub, elapsed_ms)
+        if _is_window_over(state, hub):
             _close_window(state, hub)
 
 
-def is_window_over(state: LedgerState, hub: HubId, time_ms: int) -> bool:
+def _prolong_window(state: LedgerState, hub: HubId, elapsed_ms: int) -> None:
+    """Do not count against the window that the chain stood still: nobody could reveal."""
+    epoch = state.ask_epochs[hub]
+    still_ms = elapsed_ms - state.params.idle_block_interval_ms
+    if still_ms > 0 and not epoch.closed:
+        state.ask_epochs[hub] = replace(epoch, closes_at_ms=epoch.closes_at_ms + still_ms)
+
+
+def _is_window_over(state: LedgerState, hub: HubId) -> bool:
     """Tell whether time is up and proposers with more than a third of the power had a block.
 
     So at least one correct proposer could take in every reveal.
     """
     epoch = state.ask_epochs[hub]
-    if epoch.closed or time_ms < epoch.began_at_ms + state.params.ask_reveal_ms:
+    if epoch.closed or state.time_ms < epoch.closes_at_ms:
         return False
     powers = dict(state.get_consensus_validators())
     had_a_block = sum(powers.get(node, 0) for node in epoch.proposers)
@@ -62,10 +76,14 @@ def is_window_over(state: LedgerState, hub: HubId, time_ms: int) -> bool:
 
 
 def count_proposer(state: LedgerState, proposer: NodeId) -> None:
-    """Note that a validator proposed a block while reveal windows were open."""
+    """Note that a validator proposed a block while reveal windows were open.
+
+    The epoch's first block is none of them: who is to reveal sees by it that the epoch began.
+    """
     for hub in state.get_hubs():
         epoch = state.ask_epochs[hub]
-        if not epoch.closed and proposer not in epoch.proposers:
+        could_take_reveals = not epoch.closed and state.height > epoch.first_height
+        if could_take_reveals and proposer not in epoch.proposers:
             proposers = tuple(sorted((*epoch.proposers, proposer)))
             state.ask_epochs[hub] = replace(epoch, proposers=proposers)
 

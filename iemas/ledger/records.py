@@ -174,21 +174,27 @@ class AskRecord:
 
 @dataclass(frozen=True, slots=True)
 class CommitmentRecord:
-    """A sealed ask that is not revealed yet, and what its node loses if it never is."""
+    """A sealed ask that is not revealed yet, and what its node loses if it never is.
+
+    `ratio_max` bounded asks when it was committed to: a vote that lowers it since burns no bond.
+    """
 
     commitment: Hash
     bond_micros: int
+    ratio_max: int
 
 
 @dataclass(frozen=True, slots=True)
 class AskEpochRecord:
-    """A hub's current ask epoch. `closed` tells that its reveal window is over.
+    """A hub's current ask epoch, since the block at `first_height`.
 
-    `proposers` had a block in it while the window was open, in id order.
+    Its reveal window is open until `closes_at_ms` at least, `closed` tells that it is over.
+    `proposers` had a later block in it while the window was open, in id order.
     """
 
     number: int
-    began_at_ms: int
+    first_height: int
+    closes_at_ms: int
     proposers: tuple[NodeId, ...] = ()
     closed: bool = False
 

@@ -23,6 +23,7 @@ from iemas.core.identity import Identity
 from iemas.core.ready import Answer, Ready, RecordKind
 from iemas.core.types import HashAlgorithm, HubId, NodeId, Prices
 from iemas.ledger.application import LedgerApplication
+from iemas.ledger.transaction import RevealAsk
 from iemas.testing.backend import EngineConfig, SimulatedEngine, SimulatedRun, SimulatedToken
 from node.core import CacheChanged, NodeCore, NodeInput, ReceivePeerMessage, TimePassed
 from node.execution import Execution, ExecutionFrame
@@ -130,6 +131,7 @@ class SimulatedNode(Host):
             hpke_key=hpke_key,
             profile=profile,
             ask=ASK if self.sells else None,
+            ask_secret=self.identity.derive_secret("asks"),
             engine=engine,
             predictor=LinearPredictor(),
             decode_bid=lambda data: wire.decode(Bid, data),
@@ -148,6 +150,7 @@ class SimulatedNode(Host):
             closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
             unsettled=disk.scan(RecordKind.UNSETTLED, UnsettledChannel),
+            sealed_asks=disk.scan(RecordKind.SEALED_ASK, RevealAsk),
         )
 
     def _join(self, other: SimulatedNode) -> None:

@@ -42,7 +42,7 @@ def apply_post_ask(state: LedgerState, account: AccountId, body: PostAsk) -> Tra
     if record is not None and state.params.sealed_asks:
         return refuse(ResultCode.ASKS_SEALED, "commit to the next ask, then reveal it")
     if compute_ask_ratio(body.ask.prices) > state.params.ask_ratio_max:
-        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(state))
+        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(state.params.ask_ratio_max))
     if record is not None and len(record.past) >= MAX_PAST_ASKS:
         limit = f"the ask was replaced {MAX_PAST_ASKS} times within the open terms; wait"
         return refuse(ResultCode.INVALID_ENTRY, limit)
@@ -91,7 +91,8 @@ def apply_commit_ask(state: LedgerState, account: AccountId, body: CommitAsk) ->
     wanted_micros = state.get_bonded(node) + bond_micros
     if state.get_funds(get_deposit(account)) < wanted_micros:
         return refuse(ResultCode.INSUFFICIENT_BALANCE, f"a deposit of {wanted_micros} is wanted")
-    state.commitments[key] = CommitmentRecord(body.commitment, bond_micros)
+    ratio_max = state.params.ask_ratio_max
+    state.commitments[key] = CommitmentRecord(body.commitment, bond_micros, ratio_max)
     return OK
 
 
@@ -114,8 +115,8 @@ def apply_reveal_ask(state: LedgerState, account: AccountId, body: RevealAsk) ->
     )
     if record.commitment != expected:
         return refuse(ResultCode.INVALID_ENTRY, "this is not what was committed to")
-    if compute_ask_ratio(body.prices) > state.params.ask_ratio_max:
-        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(state))
+    if compute_ask_ratio(body.prices) > record.ratio_max:
+        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(record.ratio_max))
     del state.commitments[key]
     _set_ask(state, body.hub, node, body.prices)
     return OK
@@ -131,5 +132,5 @@ def _set_ask(state: LedgerState, hub: HubId, node: NodeId, prices: Prices) -> No
     state.asks[key] = AskRecord(prices, current, past)
 
 
-def _describe_ratio(state: LedgerState) -> str:
-    return f"no component may be more than {state.params.ask_ratio_max} times another"
+def _describe_ratio(ratio_max: int) -> str:
+    return f"no component may be more than {ratio_max} times another"

@@ -90,7 +90,8 @@ class RoundBench:
         self, *, params: MarketParams | None = None, validators: Sequence[str] | None = None
     ) -> None:
         names = validators if validators is not None else ("node-1", "node-2", "node-3")
-        self.params = params if params is not None else MarketParams()
+        # Asks in the open can be replaced at any time, which is what some tests are about.
+        self.params = params if params is not None else MarketParams(sealed_asks=False)
         self.chain = LedgerChain(make_genesis(validators=names, params=self.params))
         self.market = Market(self.chain)
         self.term = self.chain.state.get_term(self.chain.hub)

@@ -1,14 +1,22 @@
-"""Standing asks. Source: docs/spec/ledger.md §5."""
+"""Standing asks where they are posted in the open. Source: docs/spec/ledger.md §5."""
 
 from __future__ import annotations
 
+import pytest
+
 from iemas.core.auction import Ask
+from iemas.core.params import MarketParams
 from iemas.core.types import HubId, Prices
 from iemas.ledger.records import MAX_PAST_ASKS
 from iemas.ledger.transaction import PostAsk, ResultCode
-from iemas.testing.chain import LedgerChain
+from iemas.testing.chain import LedgerChain, make_genesis
 
 OLD, NEW, NEWEST = Prices(1, 1, 1), Prices(2, 2, 2), Prices(3, 3, 3)
+
+
+@pytest.fixture
+def chain() -> LedgerChain:
+    return LedgerChain(make_genesis(params=MarketParams(sealed_asks=False)))
 
 
 def test_an_ask_stands_until_it_is_replaced(chain: LedgerChain) -> None:

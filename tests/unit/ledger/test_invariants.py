@@ -112,7 +112,7 @@ def test_entries_without_their_money_are_caught(chain: LedgerChain) -> None:
 def test_a_bond_that_no_deposit_covers_is_caught(chain: LedgerChain) -> None:
     state = chain.state.copy()
     key = CommitmentKey(chain.hub, 1, chain.get_node("alice"))
-    state.commitments[key] = CommitmentRecord(Hash(bytes(32)), 5)
+    state.commitments[key] = CommitmentRecord(Hash(bytes(32)), 5, 1_000)
     with pytest.raises(InternalError, match="does not cover its bonds"):
         check_invariants(state)
 

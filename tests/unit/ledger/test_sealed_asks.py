@@ -17,6 +17,7 @@ from iemas.ledger.transaction import (
     PostAsk,
     ResultCode,
     RevealAsk,
+    VoteParameter,
     WithdrawDeposit,
 )
 from iemas.ledger.transfer import TREASURY, get_deposit
@@ -174,6 +175,7 @@ def test_a_commitment_is_revealed_once(chain: LedgerChain) -> None:
 def test_what_is_not_revealed_in_time_burns_its_bond(chain: LedgerChain) -> None:
     commit(chain)
     chain.apply(after_ms=EPOCH_MS)
+    chain.apply()
     chain.apply(after_ms=REVEAL_MS - 1)
     assert get_deposited(chain) == BOND
     chain.apply(after_ms=1)
@@ -185,7 +187,7 @@ def test_what_is_not_revealed_in_time_burns_its_bond(chain: LedgerChain) -> None
 
 def test_the_window_waits_for_a_third_of_the_power_to_propose(chain: LedgerChain) -> None:
     commit(chain)
-    chain.apply(after_ms=EPOCH_MS, proposer="node-1")
+    chain.apply(after_ms=EPOCH_MS, proposer="node-4")
     for _ in range(3):
         chain.apply(after_ms=REVEAL_MS, proposer="node-1")
     late = chain.make_transaction("alice", chain.make_reveal("alice", 1, NEW))
@@ -197,12 +199,34 @@ def test_the_window_waits_for_a_third_of_the_power_to_propose(chain: LedgerChain
 def test_a_proposers_own_block_can_still_take_reveals(chain: LedgerChain) -> None:
     """Two of four have a third; the block of the second is part of the window."""
     commit(chain)
-    chain.apply(after_ms=EPOCH_MS, proposer="node-1")
+    chain.apply(after_ms=EPOCH_MS, proposer="node-4")
+    chain.apply(proposer="node-1")
     chain.apply(after_ms=REVEAL_MS, proposer="node-2")
     assert not chain.state.ask_epochs[chain.hub].closed
     chain.apply(proposer="node-1")
     assert chain.state.ask_epochs[chain.hub].closed
     assert chain.state.get_funds(TREASURY) == BOND
+
+
+def test_the_first_block_of_an_epoch_could_take_no_reveal(chain: LedgerChain) -> None:
+    """Its proposer does not count: that the epoch began is known by this block only."""
+    commit(chain)
+    chain.apply(after_ms=EPOCH_MS, proposer="node-1")
+    chain.apply(after_ms=REVEAL_MS, proposer="node-2")
+    chain.apply(proposer="node-2")
+    assert not chain.state.ask_epochs[chain.hub].closed
+
+
+def test_a_market_that_stands_still_closes_no_window() -> None:
+    params = replace(PARAMS, idle_block_interval_ms=500)
+    chain = LedgerChain(make_genesis(validators=NODES, params=params))
+    chain.apply(after_ms=EPOCH_MS)
+    chain.apply(after_ms=EPOCH_MS // 2)
+    for _ in range(2):
+        chain.apply(after_ms=500)
+    assert not chain.state.ask_epochs[chain.hub].closed
+    chain.apply(after_ms=500)
+    assert chain.state.ask_epochs[chain.hub].closed
 
 
 def test_a_commitment_for_an_epoch_without_blocks_lapses(chain: LedgerChain) -> None:
@@ -255,6 +279,16 @@ def test_ratios_between_components_are_bounded(chain: LedgerChain) -> None:
     commit(chain, prices=Prices(1, 1, 11))
     chain.apply(after_ms=EPOCH_MS)
     assert reveal(chain, prices=Prices(1, 1, 11)) is ResultCode.INVALID_ENTRY
+
+
+def test_a_ratio_that_is_lowered_burns_no_bond(chain: LedgerChain) -> None:
+    """The bound that held when the ask was committed to is the one that counts."""
+    commit(chain, prices=Prices(1, 1, 10))
+    for node in NODES:
+        chain.submit(node, VoteParameter("ask_ratio_max", 2))
+    chain.apply(after_ms=EPOCH_MS)
+    assert chain.state.params.ask_ratio_max == 2
+    assert reveal(chain, prices=Prices(1, 1, 10)) is ResultCode.OK
 
 
 def test_open_asks_can_be_replaced_where_asks_are_not_sealed() -> None:

@@ -59,6 +59,7 @@ class Nodes:
                 slots=4 if sells else 0,
             ),
             ask=ASK if sells else None,
+            ask_secret=make_identity(name).derive_secret("asks"),
             engine=TendermintEngine(
                 app, genesis=self.genesis, chain_id=self.chain.chain_id, signer=signer
             ),

@@ -11,22 +11,25 @@ from typing import Any, cast
 from iemas.consensus.messages import SubmitTransaction, VoteNotice
 from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
-from iemas.core.ready import Ready
+from iemas.core.ready import Ready, RecordKind
 from iemas.core.types import Hash, NodeId, Prices
 from iemas.core.vote import VoteKind
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
+    CommitAsk,
     PostAsk,
     ResultCode,
     ReturnToDuty,
     Settle,
     Transaction,
     TransactionBody,
+    TransferFunds,
 )
 from iemas.testing.builders import ASK
 from iemas.testing.chain import HUB, START_MS, LedgerChain, make_genesis
 from node.duties import JOIN_GRACE_MS, REPEAT_LANDED_MS, RESUBMIT_MS, Duties
+from node.standing_ask import StandingAsk
 from tests.unit.node.nodes import OBSERVER, Nodes
 
 SELF = "node-1"
@@ -65,8 +68,8 @@ class Ledger:
 class Desk:
     """The duties of one node of three, beside roles that owe only what a test says."""
 
-    def __init__(self, *, ask: Prices | None = None) -> None:
-        self.chain = LedgerChain(make_genesis(accounts=("alice", SELF)))
+    def __init__(self, *, ask: Prices | None = None, chain: LedgerChain | None = None) -> None:
+        self.chain = chain or LedgerChain(make_genesis(accounts=("alice", SELF)))
         self.ledger = Ledger(self.chain)
         self.joined = {self.chain.get_node(name) for name in ("node-2", "node-3")}
         self.settlement: Settle | None = None
@@ -77,10 +80,17 @@ class Desk:
         )
         provider = SimpleNamespace(collect_settlement=lambda: self.settlement)
         rounds = SimpleNamespace(get_due_books=list, get_evidence=lambda: None)
+        standing = StandingAsk(
+            prices=ask,
+            hub=HUB,
+            node_id=self.chain.get_node(SELF),
+            chain_id=self.chain.chain_id,
+            secret=bytes(32),
+        )
         self.duties = Duties(
             hub=HUB,
             signer=self.chain.get_signer(SELF),
-            ask=ask,
+            ask=standing,
             engine=cast("Any", self.ledger),
             membership=cast("Any", membership),
             provider=cast("Any", provider),
@@ -133,18 +143,31 @@ def test_what_a_later_nonce_overtook_is_submitted_again_at_once() -> None:
     desk.do()
     overtaken = desk.ledger.waiting
     desk.ledger.waiting = []
-    desk.chain.apply([desk.chain.make_transaction(SELF, PostAsk(Ask(HUB, Prices(9, 9, 9))))])
+    desk.chain.submit(SELF, TransferFunds(desk.chain.get_id("alice"), 1))
     desk.ledger.waiting = overtaken
     assert desk.do() == [PostAsk(Ask(HUB, ASK))]
 
 
 def test_what_landed_and_was_refused_is_tried_again_later() -> None:
-    beyond = Prices(1, 1, 10_000)
-    desk = Desk(ask=beyond)
+    desk = Desk()
+    forged = desk.chain.make_entry("alice", SELF, 0, 100, signed_by="node-2")
+    desk.settlement = Settle((forged,))
     desk.do()
-    assert desk.ledger.order() == [ResultCode.INVALID_ENTRY]
+    assert desk.ledger.order() == [ResultCode.WRONG_SIGNER]
     assert desk.do(after_ms=REPEAT_LANDED_MS - 1) == []
-    assert desk.do(after_ms=1) == [PostAsk(Ask(HUB, beyond))]
+    assert desk.do(after_ms=1) == [desk.settlement]
+
+
+def test_what_is_sealed_is_persisted_with_the_step_that_sends_its_commitment() -> None:
+    desk = Desk(ask=ASK)
+    desk.do()
+    desk.ledger.order()
+    desk = Desk(ask=Prices(9, 9, 9), chain=desk.chain)
+    desk.do()
+    assert desk.ledger.order() == [ResultCode.OK]
+    ready = desk.duties.do(now_ms=desk.now_ms)
+    assert isinstance(desk.ledger.submitted[-1].message.body, CommitAsk)
+    assert [record.kind for record in ready.persist] == [RecordKind.SEALED_ASK]
 
 
 def test_a_duty_that_grew_replaces_what_waits_after_a_while() -> None:
