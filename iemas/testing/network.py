@@ -82,6 +82,10 @@ class SimulatedNetwork:
         self._cut.clear()
         self._links.clear()
 
+    def is_troubled(self, node_id: NodeId) -> bool:
+        """Tell whether any link from or to a node is cut or has faults of its own."""
+        return any(node_id in link for link in (*self._cut, *self._links))
+
     # --- messages --------------------------------------------------------------------------------
 
     def send(self, sender: NodeId, receiver: NodeId, message: wire.PeerMessage) -> None:

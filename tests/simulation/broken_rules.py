@@ -6,6 +6,7 @@ nothing of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from iemas.consensus.tendermint import Tendermint
 from iemas.consensus.validators import ValidatorSet
 from iemas.consensus.voting import NO_ROUND
 from iemas.core.ready import Ready, RecordKind
+from iemas.core.types import NodeId
 from iemas.ledger.records import TotalRecord
 from iemas.ledger.rules import evidence as evidence_rules
 from iemas.ledger.rules.results import refuse
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import ResultCode
 from iemas.testing.disk import SimulatedDisk
+from node.standing_ask import StandingAsk
 from tests.simulation.host import Host
 
 SYNC_MS = 15
@@ -93,6 +96,22 @@ def _forget_signed(self: SimulatedDisk, kind: RecordKind, cls: type[Any]) -> lis
 _SCAN = SimulatedDisk.scan
 
 
+class ForgetfulAsk(StandingAsk):
+    """Hides every ask by a secret that is forgotten with the process, and keeps none."""
+
+    def __init__(self, **arguments: Any) -> None:
+        node_id = arguments["node_id"]
+        _PROCESSES[node_id] += 1
+        arguments["secret"] = _PROCESSES[node_id].to_bytes(32, "big")
+        super().__init__(**arguments)
+
+    def restore(self, reveals: object) -> None:
+        """Know of nothing that was committed to."""
+
+
+_PROCESSES: Counter[NodeId] = Counter()
+
+
 @dataclass(frozen=True)
 class BrokenRule:
     """What is replaced by what, and the promise that then breaks."""
@@ -103,6 +122,11 @@ class BrokenRule:
 
 
 BROKEN_RULES = {
+    "forgotten-ask": BrokenRule(
+        "a provider forgets with its process what ask it committed to",
+        (("node.core.StandingAsk", ForgetfulAsk),),
+        ("no honest bond burned",),
+    ),
     "no-locking": BrokenRule(
         "a validator forgets what it locked on",
         (("iemas.consensus.participant.Tendermint", NeverLocks),),

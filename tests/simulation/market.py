@@ -48,6 +48,7 @@ class SimulatedMarket:
         params: MarketParams | None = None,
         faults: NetworkFaults | None = None,
         stakes: tuple[int, ...] | None = None,
+        provider_micros: int = 0,
         keep_account: bool = False,
     ) -> None:
         self.seed = seed
@@ -69,10 +70,12 @@ class SimulatedMarket:
                 for name, stake in zip(names, stakes or (STAKE_MICROS,) * providers, strict=True)
             ),
             accounts=tuple(
-                GenesisAccount(
-                    AccountId(make_identity(seed, name).node_id), 1_000_000, ESCROW_MICROS
+                GenesisAccount(AccountId(make_identity(seed, name).node_id), available, escrow)
+                for named, available, escrow in (
+                    (people, 1_000_000, ESCROW_MICROS),
+                    (names if provider_micros else [], provider_micros, 0),
                 )
-                for name in people
+                for name in named
             ),
             params=params if params is not None else MarketParams(),
         )

@@ -52,6 +52,8 @@ class SimulatedNode(Host):
     def __init__(self, market: SimulatedMarket, name: str, *, sells: bool) -> None:
         super().__init__(market, name, make_identity(market.seed, name))
         self.sells = sells
+        self.prices = ASK
+        """What its operator configured; a process reads it as it starts."""
         self.core: NodeCore
         self.backend: SimulatedEngine | None = None
         self.answer_to: dict[int, Callable[[Answer], None]] = {}
@@ -130,13 +132,15 @@ class SimulatedNode(Host):
             signer=signer,
             hpke_key=hpke_key,
             profile=profile,
-            ask=ASK if self.sells else None,
+            ask=self.prices if self.sells else None,
             ask_secret=self.identity.derive_secret("asks"),
             engine=engine,
             predictor=LinearPredictor(),
             decode_bid=lambda data: wire.decode(Bid, data),
             incarnation=self.now_ms,
         )
+        if self.villain is not None:
+            self.villain.corrupt_ask(core.ask)
         return core
 
     def _restore(self) -> None:

@@ -9,10 +9,11 @@ from random import Random
 from iemas.core.params import MarketParams
 from iemas.core.types import MICROS_PER_CREDIT
 from iemas.testing.network import NetworkFaults
-from tests.simulation.villains import CONSENSUS_TRICKS, PLOT, TRICKS
+from tests.simulation.villains import CONSENSUS_TRICKS, PLOT, TRICKS, WITHHELD_REVEAL
 
 MOST_SKEW_MS = 1_500
 MOST_DRIFT_PPM = 20_000
+ASK_BOND_MICROS = MICROS_PER_CREDIT
 
 
 class Kind(StrEnum):
@@ -56,6 +57,9 @@ class Plan:
     drifts_ppm: tuple[int, ...]
     crashes: int
     kills: int
+    changed_asks: int
+    """How often an operator configures another ask and starts the node anew."""
+
     outages: int
     storms: int
     partitions: int
@@ -124,6 +128,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
         drifts_ppm=_draw_deviations(random, machines, MOST_DRIFT_PPM),
         crashes=random.randint(0, 8) if worst else random.randint(0, 2),
         kills=random.randint(0, 3),
+        changed_asks=random.randint(1, 6) if kind is Kind.MARKET else 0,
         outages=int(random.random() < 0.15),
         storms=random.randint(0, 4) if worst and not is_plotted else random.randint(0, 1),
         partitions=random.randint(0, 3),
@@ -150,7 +155,7 @@ def _draw_villains(random: Random, kind: Kind, stakes: tuple[int, ...]) -> dict[
     for number in random.sample(range(len(stakes)), random.randint(1, len(stakes) // 3)):
         if 3 * (sum(stakes[n] for n in chosen) + stakes[number]) < sum(stakes):
             chosen.append(number)
-    known = CONSENSUS_TRICKS if kind is Kind.LEDGER else tuple(TRICKS)
+    known = CONSENSUS_TRICKS if kind is Kind.LEDGER else (*TRICKS, WITHHELD_REVEAL)
     return {
         number: VillainPlan(
             tricks=tuple(random.sample(known, random.randint(1, 6))),
@@ -162,7 +167,7 @@ def _draw_villains(random: Random, kind: Kind, stakes: tuple[int, ...]) -> dict[
 
 
 def _draw_params(random: Random, kind: Kind, *, has_villains: bool) -> MarketParams:
-    is_sealed = kind is Kind.LEDGER and random.random() < 0.4
+    is_sealed = kind is Kind.MARKET or random.random() < 0.4
     # Where nobody lies, evidence may run out and validators may be jailed for their absence.
     is_short = kind is Kind.LEDGER and not has_villains and random.random() < 0.5
     return MarketParams(
@@ -174,8 +179,9 @@ def _draw_params(random: Random, kind: Kind, *, has_villains: bool) -> MarketPar
         absence_limit=2 if is_short else 1_000,
         jail_ms=2_000,
         sealed_asks=is_sealed,
-        ask_epoch_ms=4_000,
-        ask_reveal_ms=500,
+        ask_epoch_ms=6_000 if kind is Kind.MARKET else 4_000,
+        ask_reveal_ms=4_000 if kind is Kind.MARKET else 500,
+        ask_bond_micros=ASK_BOND_MICROS,
         idempotency_window_ms=2_000,
     )
 

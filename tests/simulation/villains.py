@@ -33,15 +33,20 @@ from iemas.consensus.tendermint import Tendermint
 from iemas.consensus.voting import NO_ROUND, Proposal, Vote, VoteKind
 from iemas.core.auction import ReleaseNotice, Transcript, TranscriptNotice
 from iemas.core.envelope import Envelope, Signed
+from iemas.core.ready import Ready
 from iemas.core.types import AccountId, Hash, NodeId
 from iemas.ledger.header import Block, compute_transactions_root
 from iemas.ledger.snapshot import encode_chunk
+from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     DoubleVoteEvidence,
     Evidence,
+    RevealAsk,
     Transaction,
+    TransactionBody,
     TransferFunds,
 )
+from node.standing_ask import StandingAsk
 
 if TYPE_CHECKING:
     from tests.simulation.host import Host
@@ -52,6 +57,9 @@ FIRST_NONCE = 10_000
 
 PLOT = "plot"
 """The trick that is played together with the network, see `Villain.plot`."""
+
+WITHHELD_REVEAL = "withheld reveal"
+"""The trick of committing to asks and revealing none."""
 
 Messages = tuple[Any, ...]
 Trick = Callable[["Villain", "Host | None", NodeId, Any], Messages | None]
@@ -67,6 +75,14 @@ class TraitorousTendermint(Tendermint):
 
     def _upon_precommits_for_value(self) -> bool:
         return False
+
+
+class WithholdingAsk(StandingAsk):
+    """Commits to its asks, and reveals none."""
+
+    def follow(self, state: LedgerState) -> tuple[TransactionBody | None, Ready]:
+        due, ready = super().follow(state)
+        return None if isinstance(due, RevealAsk) else due, ready
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,11 @@ class Villain:
         if participant is not None:
             faulty = self.plotting is not None and participant.height == self.plotting.height
             participant._machine.__class__ = TraitorousTendermint if faulty else Tendermint
+
+    def corrupt_ask(self, ask: StandingAsk) -> None:
+        """Make the process that starts withhold its reveals, if that is one of its tricks."""
+        if WITHHELD_REVEAL in self.tricks:
+            ask.__class__ = WithholdingAsk
 
     def is_fooled(self, to: NodeId) -> bool:
         """Tell whether a peer is one of those that are told something else, lately."""

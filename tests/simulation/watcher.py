@@ -26,6 +26,7 @@ from iemas.core.errors import InvalidSignatureError
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import NodeId
 from iemas.ledger.transaction import Evidence, ResultCode
+from iemas.ledger.transfer import TransferReason
 from tests.simulation import checkers
 from tests.simulation.history import History, Place
 
@@ -45,6 +46,7 @@ class Watcher:
         self.account: list[str] = []
         self.now_ms = lambda: 0
         self.on_first_commit: Callable[[Host], None] = lambda _: None
+        self.on_bond_burned: Callable[[NodeId], None] = lambda _: None
         self.on_precommit: Callable[[Host, int, int], None] = lambda *_: None
         self._keep_account = keep_account
         self._digest = hashlib.sha256()
@@ -139,6 +141,9 @@ class Watcher:
         checkers.check_conservation(history, applied)
         checkers.check_payments(history, applied)
         checkers.check_convictions(history, applied)
+        for transfer in applied.transfers:
+            if transfer.reason is TransferReason.BOND_BURNED:
+                self.on_bond_burned(NodeId(transfer.debit.owner))
         self.count("heights")
         self.count("heights decided in a later round", committed.commit.round > 0)
         self.count("blocks without transactions", not committed.block.transactions)

@@ -1,7 +1,8 @@
 """A whole market under faults: nodes with rounds, tasks and requesters, as `market.py` has them.
 
 It shares plan, faults, villains, observer and checkers with the ledger markets. Villains also
-withhold the shares of rounds that they witness, and sign transcripts of wrong clearings.
+withhold the shares of rounds that they witness and the asks that they committed to, and sign
+transcripts of wrong clearings.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from random import Random
 from iemas import wire
 from iemas.core.errors import LocalProtocolError
 from iemas.core.ready import RecordKind
+from tests.simulation.asks import AskOrdeal
 from tests.simulation.checkers import BrokenPromiseError, NoProgressError
 from tests.simulation.market import SimulatedMarket
 from tests.simulation.market_node import HUB, SimulatedNode
@@ -23,6 +25,9 @@ TURNS = 3
 RECOVERY_MS = 120_000
 SERVICE_BACK_MS = 3_000
 POLL_MS = 20
+PROVIDER_BONDS = 10
+"""How many bonds a provider has money for."""
+STANDING_MS = 60_000
 
 
 class WholeMarket:
@@ -38,6 +43,7 @@ class WholeMarket:
             params=plan.params,
             faults=plan.network,
             stakes=plan.stakes,
+            provider_micros=PROVIDER_BONDS * plan.params.ask_bond_micros,
             keep_account=keep_account,
         )
         self.network = self.market.network
@@ -52,6 +58,8 @@ class WholeMarket:
             self._make_random("nemesis"),
             doom_kinds=(None, *RecordKind),
         )
+
+        self.asks = AskOrdeal(self.market, self.nodes, plan, self._make_random("asks"))
 
     def _make_random(self, purpose: str) -> Random:
         return Random(f"{self.plan.kind} {self.plan.seed} {purpose}")
@@ -82,12 +90,14 @@ class WholeMarket:
         self.nemesis.set_clocks()
         market.start()
         self.nemesis.begin()
+        self.asks.begin()
         for requester in market.requesters:
             market.clock.call_later(self.market.random.randint(0, 500), requester.begin_turn)
         market.clock.run_until(market.clock.now_ms + self.plan.faults_ms)
         self.watcher.tell("-", "the faults are over")
         self.nemesis.end()
         self._recover()
+        self._await(lambda: self.asks.is_over, STANDING_MS, "asks stand")
         self._check_earnings()
         self._check_verdicts()
         if not self.plan.villains:
