@@ -419,6 +419,8 @@ class GetStatusResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     UNSETTLED_CHANNELS_FIELD_NUMBER: _builtins.int
     OPEN_BOOKS_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    ASK_MISSING_MICROS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     height: _builtins.int
     state_root: _builtins.bytes
@@ -434,6 +436,10 @@ class GetStatusResponse(_message.Message):
     """Receipts that this node still has to settle."""
     open_books: _builtins.int
     """Terms that this node cleared rounds in and whose books are not closed on the ledger."""
+    ask: _builtins.str
+    """How far this node's configured ask is on its way to stand, in words; never the ask itself."""
+    ask_missing_micros: _builtins.int
+    """What its account lacks for the bond of a sealed ask."""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Refused inputs by the name of the error."""
@@ -454,10 +460,12 @@ class GetStatusResponse(_message.Message):
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         unsettled_channels: _builtins.int = ...,
         open_books: _builtins.int = ...,
+        ask: _builtins.str = ...,
+        ask_missing_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "open_books", b"open_books", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "ask", b"ask", "ask_missing_micros", b"ask_missing_micros", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "open_books", b"open_books", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

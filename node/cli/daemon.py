@@ -70,10 +70,16 @@ def _build_status_table(address: Address, answer: market_service_pb2.GetStatusRe
         ("peers alive", answer.peers_alive),
         ("active tasks", answer.active_tasks),
         ("channels to settle", answer.unsettled_channels),
+        ("ask", _describe_ask(answer)),
         ("refused inputs", refused or "none"),
     ):
         table.add_row(name, str(value))
     return table
+
+
+def _describe_ask(answer: market_service_pb2.GetStatusResponse) -> str:
+    missing = format_credits(answer.ask_missing_micros)
+    return answer.ask + (f", {missing} credits are missing" if answer.ask_missing_micros else "")
 
 
 def _run(config: Path | None = None, **flags: Any) -> None:

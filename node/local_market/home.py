@@ -147,22 +147,28 @@ class MarketHome:
 
     def _make_genesis(self, plan: MarketPlan, model: str) -> Genesis:
         nodes = [_get_or_generate(self.get_node_key(name)) for name in plan.names]
-        accounts = tuple(
+        params = parse_params(plan.params)
+        customers = [
             GenesisAccount(
                 AccountId(_get_or_generate(self.get_account_key(name)).node_id),
                 funds.available_micros,
                 funds.escrow_micros,
             )
             for name, funds in plan.accounts.items()
-        )
+        ]
+        # Who sells can change its ask before it has earned anything.
+        sellers = [
+            GenesisAccount(AccountId(node.node_id), params.ask_bond_micros)
+            for node in nodes[: plan.nodes]
+        ]
         return Genesis(
             name=plan.name,
             time_ms=time.time_ns() // 1_000_000,
             hub=HubId(model),
             model=model,
             validators=tuple(GenesisValidator(node.node_id, STAKE_MICROS) for node in nodes),
-            accounts=accounts,
-            params=parse_params(plan.params),
+            accounts=(*customers, *sellers),
+            params=params,
         )
 
     def _check(self, genesis: Genesis, plan: MarketPlan, model: str) -> None:

@@ -191,6 +191,8 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             refused=dict(core.refused),
             unsettled_channels=core.provider.unsettled_channels,
             open_books=core.rounds.open_books,
+            ask=core.ask.phase.value,
+            ask_missing_micros=core.ask.missing_micros,
         )
 
     async def ListBlocks(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.engine import TendermintEngine
-from iemas.core.auction import Bid
+from iemas.consensus.messages import CommittedBlock, SignRecord, ValidRecord
+from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.execution import UnsettledChannel
+from iemas.core.params import MarketParams
 from iemas.core.ready import Ready, RecordKind
-from iemas.core.types import HashAlgorithm
+from iemas.core.types import HashAlgorithm, Prices
 from iemas.ledger.application import LedgerApplication
+from iemas.ledger.transaction import RevealAsk
 from iemas.testing.builders import ASK, BLOCK_SIZE
 from iemas.testing.chain import HUB, START_MS, LedgerChain, make_genesis, make_identity
+from iemas.testing.disk import SimulatedDisk
 from node.core import NodeCore, ReceivePeerMessage, TimePassed
 from node.reporting import NodeProfile
 
@@ -23,16 +29,25 @@ NODES = (OBSERVER, "node-1", "node-2")
 class Nodes:
     """By default two validators that sell and an observer, with a network that loses nothing."""
 
-    def __init__(self, names: Sequence[str] = NODES) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = NODES,
+        *,
+        params: MarketParams | None = None,
+        accounts: Sequence[str] = ("alice", "bob"),
+    ) -> None:
         self.names = names
-        self.genesis = make_genesis(validators=[name for name in names if name != OBSERVER])
+        validators = [name for name in names if name != OBSERVER]
+        self.genesis = make_genesis(validators=validators, accounts=accounts, params=params)
         self.chain = LedgerChain(self.genesis)
         self.now_ms = START_MS
         self.events: list[tuple[str, str, dict[str, object]]] = []
         self.transcripts: list[object] = []
+        self.sent: list[tuple[str, Any]] = []
+        self.disks = {name: SimulatedDisk() for name in names}
         self.cores = {name: self.make_core(name) for name in names}
 
-    def make_core(self, name: str) -> NodeCore:
+    def make_core(self, name: str, ask: Prices = ASK) -> NodeCore:
         signer = self.chain.get_signer(name)
         sells = name != OBSERVER
         app = LedgerApplication(
@@ -58,15 +73,31 @@ class Nodes:
                 context_tokens=4096 if sells else 0,
                 slots=4 if sells else 0,
             ),
-            ask=ASK if sells else None,
+            ask=ask if sells else None,
             ask_secret=make_identity(name).derive_secret("asks"),
             engine=TendermintEngine(
                 app, genesis=self.genesis, chain_id=self.chain.chain_id, signer=signer
             ),
             predictor=LinearPredictor(),
             decode_bid=lambda data: wire.decode(Bid, data),
-            incarnation=START_MS,
+            incarnation=self.now_ms,
         )
+
+    def restart(self, name: str, ask: Prices) -> None:
+        """Kill a node, and start it anew from its disk with this ask configured."""
+        disk, core = self.disks[name], self.make_core(name, ask)
+        core.restore(
+            blocks=disk.scan(RecordKind.BLOCK, CommittedBlock),
+            signed=disk.scan(RecordKind.SIGNED, SignRecord),
+            valid=disk.scan(RecordKind.VALID, ValidRecord),
+            transcripts=disk.scan_signed(RecordKind.TRANSCRIPT, Transcript),
+            closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
+            releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
+            unsettled=disk.scan(RecordKind.UNSETTLED, UnsettledChannel),
+            sealed_asks=disk.scan(RecordKind.SEALED_ASK, RevealAsk),
+        )
+        self.cores[name] = core
+        self.join()
 
     def carry(self, name: str, ready: Ready) -> Ready:
         """Deliver what a step sent, and all that follows; give the step's own effects."""
@@ -75,6 +106,7 @@ class Nodes:
         names = {core.node_id: other for other, core in self.cores.items()}
         while queue:
             sender, send = queue.pop(0)
+            self.sent.append((sender, send.message))
             to = names.get(send.to)
             if to is None:
                 continue
@@ -86,6 +118,7 @@ class Nodes:
 
     def log(self, name: str, ready: Ready) -> None:
         self.events += [(name, event.name, dict(event.fields)) for event in ready.events]
+        self.disks[name].write(ready.persist)
         for record in ready.persist:
             if record.kind is RecordKind.TRANSCRIPT and record.value not in self.transcripts:
                 self.transcripts.append(record.value)

@@ -110,7 +110,10 @@ def test_genesis_has_four_validators_and_a_funded_customer(home: MarketHome) -> 
     assert plan.names == ["node-1", "node-2", "node-3", "validator-1"]
     ids = [load_key(home.get_node_key(name)).node_id for name in plan.names]
     assert [validator.node_id for validator in genesis.validators] == ids
-    assert [(a.available_micros, a.escrow_micros) for a in genesis.accounts] == [(5, 7)]
+    customer, *sellers = genesis.accounts
+    assert (customer.available_micros, customer.escrow_micros) == (5, 7)
+    assert [seller.account for seller in sellers] == ids[:3]
+    assert {seller.available_micros for seller in sellers} == {genesis.params.ask_bond_micros}
     assert home.get_account_key(CUSTOMER).stat().st_mode & 0o777 == 0o600
     assert home.create(MarketPlan(nodes=3), "model") == genesis
 
