@@ -82,9 +82,9 @@ def test_a_difference_names_its_height_and_the_command(vectors: golden.Vectors) 
 def test_a_rule_that_depends_on_hashes_is_seen(
     vectors: golden.Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin_block(state: LedgerState) -> None:
+    def begin_block(state: LedgerState, *, elapsed_ms: int) -> None:
         state.set_nonce(AccountId(bytes(32)), abs(hash("in another order in every process")))
-        blocks.begin_block(state)
+        blocks.begin_block(state, elapsed_ms=elapsed_ms)
 
     monkeypatch.setattr(application, "begin_block", begin_block)
     with pytest.raises(golden.VectorMismatchError, match="height 1: the state root"):
