@@ -142,7 +142,6 @@ MARKET_STATES = (
     "event ask_revealing",
     "event ask_not_replaced",
     "changed asks",
-    "bonds burned of an honest node",
     "bonds burned of a villain",
     "rounds refused",
     "villain withheld shares",
