@@ -4,7 +4,7 @@ The first ask is posted in the open. Where asks are sealed, another one is commi
 ask epoch and revealed when that begins; an ask that does not change needs no commitment. What is
 committed to is on disk before the commitment leaves, and an epoch once committed to keeps its ask
 whatever is configured since, so no crash and no restart can burn the bond.
-Source: docs/spec/ledger.md §9; docs/adr/0016-sealed-asks-where-they-change.md.
+Source: docs/spec/ledger.md §9; docs/adr/0017-sealed-asks-where-they-change.md.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from iemas.core.ready import RecordKind
 from iemas.core.types import NodeId, Prices
 from tests.simulation.checkers import BrokenPromiseError
+from tests.simulation.host import Doom, Moment
 from tests.simulation.market_node import HUB, SimulatedNode
 from tests.simulation.plan import Plan
 from tests.simulation.villains import WITHHELD_REVEAL
@@ -57,13 +60,26 @@ class AskOrdeal:
         node = self._choose()
         if not node.alive:
             return
-        random, clock = self._random, self._market.clock
+        random = self._random
         node.prices = Prices(random.randint(100_000, 200_000), 50_000, random.randint(1, 6) * 10**5)
         self._market.watcher.tell(node.name, "is started anew with another ask")
         self._market.watcher.count("changed asks")
         node.crash(kept_bytes=node.disk.measure_unsynced())
-        down_ms = random.randint(1, LONGEST_RESTART_MS)
-        clock.call_later(down_ms, lambda: None if node.alive else node.start())
+        moment = random.choice((None, None, *Moment))
+        self._start_later(node, moment)
+
+    def _start_later(self, node: SimulatedNode, moment: Moment | None) -> None:
+        """Start a node; let it die as it writes down what it commits to, if a moment is given."""
+
+        def start() -> None:
+            if not node.alive:
+                node.start()
+            if moment is not None:
+                on_death = partial(self._start_later, node, None)
+                node.doom = Doom(moment, 0, RecordKind.SEALED_ASK, on_death)
+
+        delay_ms = self._random.randint(1, LONGEST_RESTART_MS)
+        self._market.clock.call_later(delay_ms, start)
 
     def _choose(self) -> SimulatedNode:
         """Choose a node; half of the time one that withholds its reveals, if there is any."""

@@ -90,6 +90,7 @@ class Nodes:
             blocks=disk.scan(RecordKind.BLOCK, CommittedBlock),
             signed=disk.scan(RecordKind.SIGNED, SignRecord),
             valid=disk.scan(RecordKind.VALID, ValidRecord),
+            snapshot=disk.load_snapshot(),
             transcripts=disk.scan_signed(RecordKind.TRANSCRIPT, Transcript),
             closes=disk.scan_signed(RecordKind.CLOSED_ROUND, RoundClose),
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
