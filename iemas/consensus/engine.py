@@ -17,13 +17,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from iemas.consensus.answers import Request, answer_request, show_statements
 from iemas.consensus.catch_up import CatchUp
 from iemas.consensus.chain import AppliedBlock, BlockReader, Chain, JournalEntry
 from iemas.consensus.commits import find_announcers
 from iemas.consensus.early import EarlyMessages
 from iemas.consensus.mempool import Dropped, Mempool
 from iemas.consensus.messages import (
-    MAX_NOTICE_VOTES,
     BlockAnnouncement,
     BlocksRequest,
     BlocksResponse,
@@ -43,6 +43,7 @@ from iemas.consensus.messages import (
     ValidRecord,
     VoteNotice,
 )
+from iemas.consensus.pacing import compute_start_ms
 from iemas.consensus.participant import RECORD_KEY, Kept, Participant
 from iemas.consensus.recall import Recall
 from iemas.consensus.snapshots import SNAPSHOT_INTERVAL, KeptSnapshot, SnapshotShelf
@@ -79,9 +80,6 @@ EngineMessage = (
     | RecallRequest
     | RecallResponse
 )
-
-EMPTY_BLOCK_INTERVAL_MS = 250
-"""The least time before a block that no transaction waits for, whatever clocks and votes say."""
 
 STATUS_INTERVAL_MS = 200
 """How often a validator in an undecided height says what it has."""
@@ -279,12 +277,10 @@ class TendermintEngine:
                 ready = self._receive_blocks(blocks, height, sender, now_ms)
             case SnapshotOffer() | LightBlockResponse() | ChunksResponse():
                 ready = self._receive_snapshot_part(message, sender, now_ms)
-            case RecallRequest():
-                ready = self._show_statements(sender)
-            case RecallResponse():
-                ready = self._recall.receive(message, sender) if sender else Ready()
+            case RecallRequest() | RecallResponse():
+                ready = self._receive_recall(message, sender)
             case BlocksRequest() | SnapshotRequest() | LightBlockRequest() | ChunksRequest():
-                ready = self._answer_request(message, sender)
+                ready = self._answer(message, sender)
         return ready + self.tick(now_ms=now_ms)
 
     def tick(self, *, now_ms: int) -> Ready:
@@ -346,7 +342,15 @@ class TendermintEngine:
         if not self._recall.may_sign(participant.height, participant.validators):
             return self._recall.tick(participant.height, participant.validators, now_ms=now_ms)
         if not participant.is_started:
-            starts_at_ms = self._compute_start_ms(participant, now_ms)
+            starts_at_ms = now_ms
+            if not self._is_resumed:
+                starts_at_ms = compute_start_ms(
+                    participant,
+                    self.state,
+                    params=self._params,
+                    last_ms=self._committed_at_ms,
+                    has_work=self._mempool.has_proposable,
+                )
             if now_ms < starts_at_ms:
                 return Ready(wake_at_ms=starts_at_ms)
             self._status_at_ms = now_ms + STATUS_INTERVAL_MS
@@ -359,21 +363,6 @@ class TendermintEngine:
         ready += self._gossip(participant, now_ms)
         wakes = [self._status_at_ms, participant.wake_at_ms]
         return ready + Ready(wake_at_ms=min(at_ms for at_ms in wakes if at_ms is not None))
-
-    def _compute_start_ms(self, participant: Participant, now_ms: int) -> int:
-        """Give when to begin the next height: blocks come on demand."""
-        if participant.has_proposal or participant.has_correct_vote or self._is_resumed:
-            return now_ms
-        params, last_ms = self._params, self._committed_at_ms
-        ends = [
-            self.state.get_term(hub).started_at_ms + params.term_ms for hub in self.state.get_hubs()
-        ]
-        due_ms = min([last_ms + params.idle_block_interval_ms, *ends])
-        least_ms = last_ms + max(params.block_interval_ms, EMPTY_BLOCK_INTERVAL_MS)
-        starts_at_ms = least_ms if participant.has_votes else max(due_ms, least_ms)
-        if self._mempool.has_proposable:
-            starts_at_ms = min(starts_at_ms, last_ms + params.block_interval_ms)
-        return starts_at_ms
 
     def _follow(self, participant: Participant, ready: Ready, now_ms: int) -> Ready:
         """Send what the participant signed; go on to the next height once it has decided."""
@@ -473,25 +462,22 @@ class TendermintEngine:
             ready += Ready(send=(Send(sender, own),))
         return ready
 
-    def _show_statements(self, signer: NodeId | None) -> Ready:
-        """Show a validator that has just started what it signed and this node holds."""
-        if signer is None:
+    def _receive_recall(
+        self, message: RecallRequest | RecallResponse, sender: NodeId | None
+    ) -> Ready:
+        """Show a validator that has just started what it signed; or be shown one's own."""
+        if sender is None:
             return Ready()
-        participant = self._participant
-        votes, proposals = self._early.list_statements(signer)
-        if participant is not None:
-            held = participant.list_statements(signer)
-            votes, proposals = (*held[0], *votes), (*held[1], *proposals)
-        # The last ones count: whoever signed them has signed those before.
-        most = MAX_NOTICE_VOTES // 2
-        answer = RecallResponse(self.height, votes[-most:], proposals[-most:])
-        return Ready(send=(Send(signer, answer),))
+        if isinstance(message, RecallResponse):
+            return self._recall.receive(message, sender)
+        answer = show_statements(sender, self.height, self._participant, self._early)
+        return Ready(send=(Send(sender, answer),))
 
     def _send_batch(self, peer: NodeId, from_height: int, now_ms: int) -> Ready:
         """Send decided blocks unasked to a validator that lags, not at every status."""
         if not _is_due(self._batch_sent_at_ms, peer, now_ms, STATUS_INTERVAL_MS // 2):
             return Ready()
-        return self._answer_request(BlocksRequest(from_height), peer)
+        return self._answer(BlocksRequest(from_height), peer)
 
     # --- decided blocks --------------------------------------------------------------------------
 
@@ -608,24 +594,11 @@ class TendermintEngine:
             ready += Ready(send=(Send(peer, BlocksRequest(self.height + 1)),))
         return ready
 
-    def _answer_request(
-        self,
-        request: BlocksRequest | SnapshotRequest | LightBlockRequest | ChunksRequest,
-        sender: NodeId | None,
-    ) -> Ready:
+    def _answer(self, request: Request, sender: NodeId | None) -> Ready:
         """Show a peer what this node has; whoever asks checks it."""
         if sender is None:
             return Ready()
-        answer: EngineMessage
-        match request:
-            case BlocksRequest(from_height):
-                answer = BlocksResponse(self._chain.load_batch(from_height), self.height)
-            case SnapshotRequest():
-                answer = self._shelf.answer(request)
-            case LightBlockRequest(height):
-                answer = LightBlockResponse(self._chain.load_light_block(height))
-            case ChunksRequest():
-                answer = self._shelf.answer_chunks(request)
+        answer = answer_request(request, self._chain, self._shelf)
         return Ready(send=(Send(sender, answer),))
 
     # --- snapshots -------------------------------------------------------------------------------

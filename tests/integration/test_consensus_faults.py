@@ -1,9 +1,10 @@
-"""The ledger of real processes when nodes are killed: any one of four, then all of them.
+"""The ledger of real processes when nodes are killed: any one of four, for long, then all of them.
 
 Source: design §13; docs/spec/engine.md §1.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 
@@ -26,7 +27,12 @@ from tests.market_checks import check_history, wait_in_step
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
-PLAN = MarketPlan(name="faults", nodes=1, validators=4, params={"term_ms": "3000"})
+PLAN = MarketPlan(
+    name="faults", nodes=1, validators=4, params={"term_ms": "3000", "block_interval_ms": "1"}
+)
+AWAY_BLOCKS = int(os.environ.get("IEMAS_AWAY_BLOCKS", "40"))
+"""For how many blocks a node is away; from 1,000 on it needs a snapshot to be back."""
+
 NAMES = PLAN.names
 
 
@@ -72,6 +78,39 @@ async def test_any_one_of_four_is_killed_and_the_ledger_goes_on(
     await market.start_node(name)
     await wait_in_step(market, height)
     assert await payer.fund(market.nodes[name]) < 5
+
+
+@pytest.mark.timeout(900)
+async def test_a_node_that_was_away_for_long_catches_up_while_the_market_works(
+    market: LocalMarket,
+) -> None:
+    payer, name, other = Payer(market), NAMES[3], market.nodes[NAMES[0]]
+    address = parse_address(other.address)
+    await market.kill_node(name)
+    left_at = (await get_status(address)).height
+    stop, submitted = asyncio.Event(), 0
+
+    async def keep_submitting() -> None:
+        nonlocal submitted
+        while not stop.is_set():
+            await payer.fund(other)
+            submitted += 1
+
+    while (await get_status(address)).height < left_at + AWAY_BLOCKS:
+        await payer.fund(other)
+    work = asyncio.create_task(keep_submitting())
+    started = time.monotonic()
+    node = await market.start_node(name)
+    target = (await get_status(address)).height
+    while (await get_status(parse_address(node.address))).height < target:
+        assert time.monotonic() < started + 60
+        await asyncio.sleep(0.05)
+    print(f"{target - left_at} blocks in {time.monotonic() - started:.1f} s")
+    stop.set()
+    await work
+    assert submitted > 0
+    await wait_in_step(market, target)
+    assert await payer.fund(node) < 5
 
 
 async def test_two_of_four_are_killed_and_the_ledger_waits_for_one_of_them(
