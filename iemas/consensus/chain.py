@@ -34,6 +34,9 @@ from iemas.ledger.transfer import Transfer
 BATCH_BLOCKS = 64
 BATCH_BYTES = 2 * 1024 * 1024
 
+KEPT_BYTES = 16 * 1024 * 1024
+"""How much of the last blocks is kept in memory where the store has them; two blocks at least."""
+
 BlockReader = Callable[[int, int], Sequence[CommittedBlock]]
 """Reads stored blocks: from a height on, at most so many."""
 
@@ -80,6 +83,7 @@ class Chain:
         """The state under the last block's header: the one that a light client can check."""
         self._last_hash = GENESIS_HASH
         self._blocks: list[CommittedBlock] = []  # the last ones, or all without `read_blocks`
+        self._kept_bytes = 0
         self._applied: list[AppliedBlock] = []
         self._journal: list[JournalEntry] = [JournalEntry(0, app.genesis_transfers)]
 
@@ -185,14 +189,20 @@ class Chain:
         self.proven_state = None
         self._last_hash = block.header.message.previous_hash
         self._blocks.clear()
+        self._kept_bytes = 0
         if before is not None:
             self._journal.append(JournalEntry(state.height, sum_up(before, state)))
 
     def _remember(self, committed: CommittedBlock) -> None:
         self._last_hash = committed.block.hash
         self._blocks.append(committed)
-        if self._read_blocks is not None and len(self._blocks) > 2 * BATCH_BLOCKS:
-            del self._blocks[:BATCH_BLOCKS]
+        if self._read_blocks is None:
+            return
+        self._kept_bytes += _measure(committed)
+        while len(self._blocks) > 2 and (
+            len(self._blocks) > BATCH_BLOCKS or self._kept_bytes > KEPT_BYTES
+        ):
+            self._kept_bytes -= _measure(self._blocks.pop(0))
 
     def _refuse(self, block: Block, why: str) -> InvalidBlockError:
         return InvalidBlockError(f"block {block.height}: {why}", height=block.height)

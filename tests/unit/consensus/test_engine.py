@@ -565,6 +565,16 @@ def test_old_blocks_are_read_from_the_store(
     assert reads[-1] == 1
 
 
+def test_blocks_in_memory_are_bounded_by_bytes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.run(12_000)
+    assert len(cluster["node-1"].engine._chain._blocks) > 2
+    monkeypatch.setattr(chains, "KEPT_BYTES", 1)
+    cluster.run(6_000)
+    assert len(cluster["node-1"].engine._chain._blocks) == 2
+
+
 def give_block(cluster: Cluster, committed: CommittedBlock) -> Replica:
     """Give the observer a block that it does not have."""
     observer = cluster[OBSERVER]
