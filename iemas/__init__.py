@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from iemas.client._aio import AsyncClient
     from iemas.client._options import BidOptions
     from iemas.client._sync import Client
+    from iemas.client._trust_store import TrustFileWarning
     from iemas.core.errors import (
         APIConnectionError,
         APIError,
@@ -76,6 +77,7 @@ _EXPORTS = {
     "Client": "iemas.client._sync",
     "Identity": "iemas.core.identity",
     "Prices": "iemas.core.types",
+    "TrustFileWarning": "iemas.client._trust_store",
     **dict.fromkeys(_ERRORS, "iemas.core.errors"),
 }
 
@@ -100,6 +102,7 @@ __all__ = [
     "ProviderBusyError",
     "ProviderFailedError",
     "TrustExpiredError",
+    "TrustFileWarning",
     "UnknownAccountError",
     "UnknownTransactionError",
     "UnmatchedError",

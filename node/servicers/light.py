@@ -92,11 +92,11 @@ class LightServer:
         size = 0
         height = min(before_height, 2**63) - 1
         while height >= 1 and len(headers) < count and size <= MAX_READ_BYTES:
-            page = self._storage.read_page(RecordKind.BLOCK, height.to_bytes(8, "big"), 1)
-            if not page or page[0][0] != height.to_bytes(8, "big"):
+            data = self._read_at(RecordKind.BLOCK, height)
+            if data is None:
                 break
-            size += len(page[0][1])
-            stored = consensus_pb2.CommittedBlock.FromString(page[0][1])
+            size += len(data)
+            stored = consensus_pb2.CommittedBlock.FromString(data)
             headers.append(stored.block.header)
             height -= 1
         return pb.ListHeadersResponse(headers=headers)
@@ -156,16 +156,18 @@ class LightServer:
         require_id("id", transaction_id)
         first = transaction_id + min(height, 2**63).to_bytes(8, "big")
         page = self._storage.read_page(RecordKind.TRANSACTION, first, 1)
+        where = f" at height {height}" if height else ""
+        unknown = UnknownTransactionError(
+            f"node {short_id(self._core.node_id)} has no transaction {transaction_id.hex()}{where}"
+        )
         if not page or not page[0][0].startswith(first if height else transaction_id):
-            raise UnknownTransactionError(
-                f"node {short_id(self._core.node_id)} has no transaction {transaction_id.hex()}"
-                + (f" at height {height}" if height else "")
-            )
+            raise unknown
         place = wire.decode(TransactionPlace, page[0][1])
-        height_key = place.height.to_bytes(8, "big")
-        block = self._storage.read_page(RecordKind.BLOCK, height_key, 1)
-        results = self._storage.read_page(RecordKind.RESULTS, height_key, 1)
-        proof = await asyncio.to_thread(_prove_stored, block[0][1], results[0][1], place.index)
+        block = self._read_at(RecordKind.BLOCK, place.height)
+        results = self._read_at(RecordKind.RESULTS, place.height)
+        if block is None or results is None:
+            raise unknown
+        proof = await asyncio.to_thread(_prove_stored, block, results, place.index)
         return pb.GetTransactionProofResponse(
             block=self.list_blocks(0, 1).blocks[0], transaction=wire.to_proto(proof)
         )
@@ -193,6 +195,12 @@ class LightServer:
             if self._proven is None:
                 raise InternalError("no tree was built")
             return self._proven
+
+    def _read_at(self, kind: RecordKind, height: int) -> bytes | None:
+        """Read what is stored of a height; None where this node does not have it."""
+        key = height.to_bytes(8, "big")
+        page = self._storage.read_page(kind, key, 1)
+        return page[0][1] if page and page[0][0] == key else None
 
     def _make_light(self, data: bytes) -> LightBlock:
         """Take a stored block's header and commit; its transactions are not decoded."""

@@ -17,6 +17,7 @@ from iemas import (
     BadRequestError,
     Client,
     InsufficientBalanceError,
+    TrustFileWarning,
     UnknownAccountError,
     UnknownTransactionError,
     UnverifiedSettlementError,
@@ -24,7 +25,7 @@ from iemas import (
     UnverifiedTransactionError,
 )
 from iemas.client import _light
-from iemas.client._trust_store import TrustFileWarning, TrustStore
+from iemas.client._trust_store import TrustStore
 from iemas.client._types import Settlement, TransactionReceipt
 from iemas.core.identity import Identity
 from iemas.genesis import load_genesis
