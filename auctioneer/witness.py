@@ -160,6 +160,7 @@ class Witness:
             raise RemoteProtocolError("the close counts a bid twice")
         for bid_hash in bid_hashes:
             if bid_hash not in witnessed.shares:
-                raise RemoteProtocolError(
+                # A witness that restarted has to be asked for its countersignatures again.
+                raise InvalidBidError(
                     "the close holds a bid that was not countersigned", bid_hash=bid_hash
                 )

@@ -30,8 +30,8 @@ from iemas.core.auction import (
 )
 from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import (
+    IemasError,
     InvalidInputError,
-    InvalidReceiptError,
     InvalidSignatureError,
     InvalidTransactionError,
     NonceMismatchError,
@@ -42,7 +42,8 @@ from iemas.core.errors import (
 from iemas.core.execution import ReceiptCountersigned, ReceiptNotice, TaskStart, UnsettledChannel
 from iemas.core.membership import Membership, PublishReport, ReceiveGossip, Tick
 from iemas.core.params import Genesis
-from iemas.core.ready import Answer, Event, Ready, Send
+from iemas.core.peer_scores import CROSSING_POINTS, PeerScores, get_points
+from iemas.core.ready import Answer, Event, Fault, Ready, Send
 from iemas.core.report import Report
 from iemas.core.types import FinishReason, NodeId, Prices, short_id
 from iemas.ledger.history import make_history_records
@@ -70,6 +71,14 @@ class ReceivePeerMessage:
 
     sender: NodeId
     message: object
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveSpoilt:
+    """A peer sent what is no message: too large, too much, or not to be decoded."""
+
+    sender: NodeId
+    error: IemasError
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,13 @@ class TimePassed:
 
 
 NodeInput = (
-    ReceivePeerMessage | ReceiveBid | ReceiveTransaction | CacheChanged | BackendHealth | TimePassed
+    ReceivePeerMessage
+    | ReceiveSpoilt
+    | ReceiveBid
+    | ReceiveTransaction
+    | CacheChanged
+    | BackendHealth
+    | TimePassed
 )
 
 
@@ -149,6 +164,7 @@ class NodeCore:
         self.chain_id = chain_id
         self.engine = engine
         self.refused: Counter[str] = Counter()
+        self.peers = PeerScores()
         self._predictor = predictor
         self.results: dict[bytes, tuple[TransactionResult, int]] = {}
         """Results and heights of the last transactions, by transaction hash."""
@@ -252,27 +268,47 @@ class NodeCore:
                     ready += self._refuse(inp, error)
             ready += self._follow(now_ms)
             ready += self._publish(now_ms)
-        for event in ready.events:
-            if event.name == "report_refused":
-                self.refused[str(event.fields["error"])] += 1
+        ready += self._judge(ready.faults, now_ms)
         return ready + Ready(wake_at_ms=self._next_tick_ms)
 
+    def _judge(self, faults: Sequence[Fault], now_ms: int) -> Ready:
+        """Count what was refused, and let whoever sent it answer for it."""
+        events = self.peers.readmit_due(now_ms=now_ms)
+        for fault in faults:
+            self.refused[fault.name] += 1
+            fields = {"error": fault.name, "reason": str(fault.error), "peer": short_id(fault.peer)}
+            if fault.message:
+                fields["message"] = fault.message
+            is_crossing = get_points(fault.error) == CROSSING_POINTS
+            events += (Event("input_ignored" if is_crossing else "input_refused", fields),)
+        others = [fault for fault in faults if fault.peer != self.node_id]
+        events += self.peers.charge(others, may_cut=self._may_cut, now_ms=now_ms)
+        return Ready(events=events)
+
+    def _may_cut(self, peer: NodeId) -> bool:
+        """Tell whether a quorum is left to talk to without this peer."""
+        validators = self.engine.validators
+        lost = {node for node in {*self.peers.cut_off, peer} if node in validators}
+        left_power = validators.total_power - validators.compute_power(lost)
+        return peer not in validators or left_power >= validators.quorum_power
+
     def _refuse(self, inp: NodeInput, error: Exception) -> Ready:
+        if isinstance(inp, ReceivePeerMessage):
+            return Ready(faults=(Fault(inp.sender, error, type(inp.message).__name__),))
         name = type(error).__name__
         self.refused[name] += 1
         fields: dict[str, object] = {"error": name, "reason": str(error)}
-        match inp:
-            case ReceiveBid(stream, submission):
-                answer = Answer(stream, submission.sealed_bid.hash, Refusal(name, str(error)))
-                return Ready(answers=(answer,), events=(Event("bid_refused", fields),))
-            case ReceivePeerMessage(sender, message):
-                fields |= {"peer": short_id(sender), "message": type(message).__name__}
+        if isinstance(inp, ReceiveBid):
+            answer = Answer(inp.stream, inp.submission.sealed_bid.hash, Refusal(name, str(error)))
+            return Ready(answers=(answer,), events=(Event("bid_refused", fields),))
         return Ready(events=(Event("input_refused", fields),))
 
     def _dispatch(self, inp: NodeInput, now_ms: int) -> Ready:
         match inp:
             case ReceivePeerMessage(sender, message):
                 return self._receive(sender, message, now_ms)
+            case ReceiveSpoilt(sender, error):
+                return Ready(faults=(Fault(sender, error),))
             case ReceiveBid(stream, submission):
                 return self.rounds.submit_bid(stream, submission, now_ms=now_ms)
             case ReceiveTransaction(transaction):
@@ -318,9 +354,9 @@ class NodeCore:
         verify_signed(notice.receipt, self.chain_id, expected_signer=receipt.provider)
         verify_signed(notice.acknowledgement, self.chain_id, expected_signer=receipt.account)
         if notice.acknowledgement.message.receipt_hash != notice.receipt.hash:
-            raise InvalidReceiptError("the acknowledgement is another receipt's")
+            raise RemoteProtocolError("the acknowledgement is another receipt's")
         if receipt.finish is FinishReason.UNSPECIFIED:
-            raise InvalidReceiptError("the receipt is not its task's last one")
+            raise RemoteProtocolError("the receipt is not its task's last one")
         self.rounds.expect_receipt(receipt)
         self._predictor.learn_one(receipt, max_tokens=receipt.max_tokens)
         return Ready()

@@ -47,7 +47,7 @@ from node.bootstrap import fetch_genesis, keep_joined
 from node.cache_watch import CacheWatch
 from node.clock import get_now_ms
 from node.config import NodeSettings
-from node.core import BackendHealth, NodeCore, ReceivePeerMessage, TimePassed
+from node.core import BackendHealth, NodeCore, ReceivePeerMessage, ReceiveSpoilt, TimePassed
 from node.driver import Driver
 from node.logs import configure_logs
 from node.reporting import NodeProfile
@@ -254,6 +254,7 @@ async def _listen(
     transport = PeerTransport(
         certificates,
         lambda sender, message: driver.step(ReceivePeerMessage(sender, message)),
+        on_spoilt=lambda sender, error: driver.step(ReceiveSpoilt(sender, error)),
         on_internal_error=driver.fail,
     )
     stack.push_async_callback(transport.stop)

@@ -19,14 +19,14 @@ from iemas.core.ready import Answer, Ready, Send
 from iemas.core.types import NodeId, short_id
 from node.clock import get_now_ms
 from node.core import NodeCore, NodeInput, TimePassed
-from node.metrics import EVENTS
+from node.metrics import CUT_OFF, EVENTS, REFUSED
 from node.storage import Storage
 from node.transport import Member
 
 _log = structlog.get_logger(__name__)
 MAX_ANSWERS_WAITING = 10_000
 FLUSH_TIMEOUT_S = 0.05
-QUIET_EVENTS = frozenset({"round_verified"})
+QUIET_EVENTS = frozenset({"round_verified", "input_ignored"})
 
 
 class Transport(Protocol):
@@ -40,8 +40,10 @@ class Transport(Protocol):
         """Wait until what was sent is on its way, at most so long."""
         ...
 
-    def set_members(self, members: Mapping[NodeId, Member]) -> None:
-        """Make these the nodes to listen to and to send to."""
+    def set_members(
+        self, members: Mapping[NodeId, Member], cut_off: frozenset[NodeId] = frozenset()
+    ) -> None:
+        """Make these the nodes to listen to and to send to, but for those that are cut off."""
         ...
 
 
@@ -58,7 +60,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._committed = asyncio.Event()
         self._seen_height = core.engine.height
-        self._seen_membership = -1
+        self._seen_peers = (-1, -1)
 
     def connect(self, transport: Transport) -> None:
         """Send through this transport from now on."""
@@ -90,16 +92,23 @@ class Driver:
             queue = self._streams.get(answer.stream)
             if queue is not None and queue.qsize() < MAX_ANSWERS_WAITING:
                 queue.put_nowait(answer)
-        for event in ready.events:
-            EVENTS.labels(event.name).inc()
-            log = _log.debug if event.name in QUIET_EVENTS else _log.info
-            log(event.name, **event.fields)
+        self._report(ready)
         if self.core.engine.height != self._seen_height:
             self._seen_height = self.core.engine.height
             self._committed.set()
             self._committed = asyncio.Event()
         if ready.wake_at_ms is not None:
             self._arm(ready.wake_at_ms)
+
+    @staticmethod
+    def _report(ready: Ready) -> None:
+        """Count what was refused and what happened, and log it."""
+        for fault in ready.faults:
+            REFUSED.labels(fault.name).inc()
+        for event in ready.events:
+            EVENTS.labels(event.name).inc()
+            log = _log.debug if event.name in QUIET_EVENTS else _log.info
+            log(event.name, **event.fields)
 
     @staticmethod
     def _send(transport: Transport, send: Send) -> None:
@@ -112,17 +121,17 @@ class Driver:
             _log.error("message_not_sent", to=short_id(send.to), message=kind, reason=str(error))
 
     def _follow_membership(self, transport: Transport) -> None:
-        membership = self.core.membership
-        if membership.version == self._seen_membership:
+        membership, peers = self.core.membership, self.core.peers
+        if (membership.version, peers.version) == self._seen_peers:
             return
-        self._seen_membership = membership.version
-        transport.set_members(
-            {
-                node_id: Member(capability.peer_address, capability.ca_certificate)
-                for node_id, record in membership.get_nodes()
-                if (capability := record.capability.message).peer_address
-            }
-        )
+        self._seen_peers = (membership.version, peers.version)
+        members = {
+            node_id: Member(capability.peer_address, capability.ca_certificate)
+            for node_id, record in membership.get_nodes()
+            if (capability := record.capability.message).peer_address
+        }
+        CUT_OFF.set(len(peers.cut_off))
+        transport.set_members(members, peers.cut_off)
 
     def fail(self, error: InternalError) -> None:
         """Stop the node: an invariant broke, or its disk did."""

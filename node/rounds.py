@@ -46,7 +46,7 @@ from iemas.core.errors import (
 from iemas.core.execution import Receipt
 from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
-from iemas.core.ready import Event, Ready, Record, RecordKind
+from iemas.core.ready import Event, Fault, Ready, Record, RecordKind
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
 from iemas.ledger.records import TermKey
 from iemas.ledger.state import LedgerState
@@ -197,7 +197,8 @@ class Rounds:
             try:
                 ready += self.receive_transcript(transcript)
             except (InvalidInputError, RemoteProtocolError) as error:
-                ready += _report_refusal(transcript.signer_id, error)
+                # It was kept as its signature holds: who signed it answers for it.
+                ready += Ready(faults=(Fault(NodeId(transcript.signer_id), error),))
         return ready
 
     def _change_term(self, term: Term, now_ms: int) -> Ready:
@@ -237,7 +238,7 @@ class Rounds:
             try:
                 ready += self.receive_countersign_request(sender, request)
             except (InvalidInputError, RemoteProtocolError) as error:
-                ready += _report_refusal(sender, error)
+                ready += Ready(faults=(Fault(sender, error),))
         return ready
 
     def _begin_auctioneer(self, term: Term) -> Auctioneer:
@@ -416,11 +417,12 @@ class Rounds:
     def _defer(self, transcript: Signed[Transcript]) -> None:
         """Keep a transcript that is ahead of the replica: a validator's, and not too many of one.
 
-        Raises: InvalidSignatureError, RemoteProtocolError.
+        Raises: InvalidSignatureError, InvalidTranscriptError.
         """
         signer = NodeId(transcript.signer_id)
         if not self._get_state().is_validator(signer, self._hub):
-            raise RemoteProtocolError(f"{short_id(signer)} is no validator and clears no rounds")
+            # It may be one by the blocks that this replica lacks.
+            raise InvalidTranscriptError(f"{short_id(signer)} is no validator known here")
         verify_signed(transcript, self._chain_id)
         kept = [held for held in self._deferred if held.signer_id == signer]
         if transcript not in kept and len(kept) < MAX_DEFERRED:
@@ -509,8 +511,3 @@ class Rounds:
 
 def _name_task(terms: Allocation | Receipt) -> _TaskName:
     return (terms.account, terms.channel, terms.provider, terms.prompt_tokens, terms.max_tokens)
-
-
-def _report_refusal(peer: bytes, error: Exception) -> Ready:
-    fields = {"error": type(error).__name__, "reason": str(error), "peer": short_id(peer)}
-    return Ready(events=(Event("input_refused", fields),))

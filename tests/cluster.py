@@ -24,7 +24,7 @@ from iemas.consensus.messages import (
 from iemas.core.envelope import Signed
 from iemas.core.errors import InvalidInputError, RemoteProtocolError
 from iemas.core.params import Genesis
-from iemas.core.ready import Event, Ready, RecordKind
+from iemas.core.ready import Event, Fault, Ready, RecordKind
 from iemas.core.types import NodeId
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import FundEscrow, Transaction
@@ -47,6 +47,7 @@ class Replica:
         self.engine: TendermintEngine
         self.applied: list[AppliedBlock] = []
         self.events: list[Event] = []
+        self.faults: list[Fault] = []
         self.refused: list[Exception] = []
         self.alive = False
         self.lose_next_sends = False
@@ -100,6 +101,7 @@ class Replica:
         self.disk.write(ready.persist)
         self._keep(self.engine.take_applied())
         self.events += ready.events
+        self.faults += ready.faults
         if self.lose_next_sends and ready.persist:
             self.lose_next_sends = False
             self.crash()

@@ -15,7 +15,8 @@ Source: docs/spec/engine.md; design §7.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from iemas.consensus.answers import Request, answer_request, show_statements
 from iemas.consensus.catch_up import CatchUp
@@ -48,16 +49,20 @@ from iemas.consensus.participant import RECORD_KEY, Kept, Participant
 from iemas.consensus.recall import Recall
 from iemas.consensus.snapshots import SNAPSHOT_INTERVAL, KeptSnapshot, SnapshotShelf
 from iemas.consensus.state_sync import SnapshotPart, StateSync
+from iemas.consensus.validators import ValidatorSet
 from iemas.consensus.voting import DoubleVote
 from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import (
     ConfigurationError,
     InternalError,
     InvalidInputError,
+    InvalidSignatureError,
+    OutOfHeightError,
+    OversizedMessageError,
     RemoteProtocolError,
 )
 from iemas.core.params import Genesis
-from iemas.core.ready import Event, Ready, Record, RecordKind, Send
+from iemas.core.ready import Event, Fault, Ready, Record, RecordKind, Send
 from iemas.core.types import AccountId, Hash, NodeId, short_id
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
@@ -143,6 +148,11 @@ class TendermintEngine:
     def is_validator(self) -> bool:
         """Whether this node votes on the next block."""
         return self._signer.node_id in self._chain.validators
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """Who votes on the next block."""
+        return self._chain.validators
 
     @property
     def state(self) -> LedgerState:
@@ -301,7 +311,11 @@ class TendermintEngine:
         if dropped is not None:
             if dropped.reason == ResultCode.ALREADY_DONE.name:
                 return self._show_last_block(sender)
-            return _refuse(dropped)
+            ready = _refuse(dropped)
+            if sender is not None and dropped.reason in _NEVER_PASSED_ON:
+                error = _NEVER_PASSED_ON[dropped.reason](f"the transaction is {dropped.reason}")
+                ready += _refuse_of(sender, error)
+            return ready
         if not is_origin:
             return Ready()
         return self._tell_validators((SubmitTransaction(transaction),))
@@ -383,14 +397,17 @@ class TendermintEngine:
     ) -> Ready:
         """Hand proposals and votes to the participant if they are of its height."""
         height = _get_height(message)
-        if sender is None or height is None or height <= self.height:
+        if sender is None or height is None:
             return Ready()
         if height > self.height + 1:
             self._catch_up.note_claim(sender, height - 1, own_height=self.height, now_ms=now_ms)
-            is_voting = self._participant is not None and sender in self._chain.validators
-            if is_voting and height == self.height + 2:
+        if height == self.height + 2:
+            if self._participant is not None and sender in self._chain.validators:
                 self._early.keep(sender, message)
             return Ready()
+        if height != self.height + 1:
+            what = f"height {height} is not near {self.height + 1}, the one to decide here"
+            return _refuse_of(sender, OutOfHeightError(what, height=height))
         return self._hand_in(message, sender, now_ms)
 
     def _hand_in(self, message: ProposalNotice | VoteNotice, sender: NodeId, now_ms: int) -> Ready:
@@ -407,7 +424,7 @@ class TendermintEngine:
             ready = self._follow(participant, participant.tick(now_ms=now_ms), now_ms)
             if ready == Ready():
                 raise
-            return ready + _report_peer(sender, error)
+            return ready + _refuse_of(sender, error)
         return self._follow(participant, ready, now_ms)
 
     # --- gossip ----------------------------------------------------------------------------------
@@ -529,7 +546,7 @@ class TendermintEngine:
             try:
                 ready += self._receive_statement(message, sender, now_ms)
             except (InvalidInputError, RemoteProtocolError) as error:
-                ready += _report_peer(sender, error)
+                ready += _refuse_of(sender, error)
         return ready
 
     def _receive_announcement(
@@ -565,7 +582,7 @@ class TendermintEngine:
                 if self.height == before:
                     raise
                 # What was applied before the bad block stands, so its effects must leave.
-                ready += _report_peer(sender, error)
+                ready += _refuse_of(sender, error)
                 break
         wants_more = self._catch_up.note_answer(
             sender, height, own_height=self.height, advanced=self.height > before, now_ms=now_ms
@@ -633,6 +650,12 @@ class TendermintEngine:
         return ready + Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
 
 
+_NEVER_PASSED_ON: Final[Mapping[str, type[InvalidInputError]]] = {
+    ResultCode.WRONG_SIGNER.name: InvalidSignatureError,
+    ResultCode.INVALID_ENTRY.name: OversizedMessageError,
+}
+"""What every node finds out before it sends a transaction on, whatever its state."""
+
 RESEND_CHECK_MS = 250
 """How often the mempool is looked through for what to send again."""
 
@@ -658,8 +681,5 @@ def _refuse(dropped: Dropped) -> Ready:
     return Ready(events=(Event("transaction_refused", fields),))
 
 
-def _report_peer(peer: NodeId | None, error: Exception) -> Ready:
-    fields: dict[str, object] = {"error": type(error).__name__, "reason": str(error)}
-    if peer is not None:
-        fields["peer"] = short_id(peer)
-    return Ready(events=(Event("input_refused", fields),))
+def _refuse_of(sender: NodeId, error: Exception) -> Ready:
+    return Ready(faults=(Fault(sender, error),))

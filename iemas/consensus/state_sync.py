@@ -32,7 +32,12 @@ from iemas.consensus.messages import (
     SnapshotOffer,
     SnapshotRequest,
 )
-from iemas.core.errors import InvalidInputError, InvalidSnapshotError, TrustExpiredError
+from iemas.core.errors import (
+    InvalidBlockError,
+    InvalidInputError,
+    InvalidSnapshotError,
+    TrustExpiredError,
+)
 from iemas.core.params import Genesis
 from iemas.core.ready import Event, Ready, Send
 from iemas.core.types import NodeId, short_id
@@ -169,6 +174,10 @@ class StateSync:
                     return self._receive_light_block(session, block, now_ms), None
                 case ChunksResponse():
                     return self._receive_chunks(session, part, now_ms)
+        except InvalidBlockError as error:
+            # Also a clock of ours that is behind makes a header untrusted: no proof of a lie.
+            self._leave("it sent something false", now_ms)
+            raise InvalidSnapshotError(str(error)) from error
         except InvalidInputError:
             self._leave("it sent something false", now_ms)
             raise

@@ -46,6 +46,22 @@ class MalformedMessageError(InvalidInputError):
     """The bytes do not decode to a message within its documented ranges."""
 
 
+class OversizedMessageError(MalformedMessageError):
+    """The message has more bytes than its sender may send at once."""
+
+
+class FloodError(InvalidInputError):
+    """The peer sends more messages than anyone needs; they wait until its next second."""
+
+
+class OutOfHeightError(InvalidInputError):
+    """The message is of a height that is decided, or too far ahead to be kept."""
+
+
+class PeerDisconnectedError(InvalidInputError):
+    """A peer of which too much was refused is not listened to for a while."""
+
+
 class InvalidSignatureError(InvalidInputError):
     """The signature does not cover these bytes under this signer, domain and chain."""
 

@@ -33,7 +33,7 @@ from iemas.core.gossip import (
     SignedReport,
 )
 from iemas.core.params import MarketParams
-from iemas.core.ready import Event, Ready, Send
+from iemas.core.ready import Event, Fault, Ready, Send
 from iemas.core.report import CacheDigest, CapabilityReport, LoadReport, Report
 from iemas.core.types import NodeId, short_id
 
@@ -146,7 +146,7 @@ class Membership:
         """Advance by one input.
 
         Raises: InvalidInputError when a peer's exchange message is itself wrong; a bad report
-            inside a message is counted by an event, and the others of that message still hold.
+            inside a message is a fault, and the others of that message still hold.
         """
         match inp:
             case PublishReport(report):
@@ -192,15 +192,12 @@ class Membership:
             known = report.message.stamp.node_id in self._nodes
             try:
                 self._accept(report, now_ms)
-            except ReplayedReportError:
-                continue  # anti-entropy and pushes cross: the same report twice is no offence
+            except ContradictoryReportError as error:
+                # Its signature holds: whoever signed both answers for it, not who passed it on.
+                ready += Ready(faults=(Fault(report.message.stamp.node_id, error),))
+                continue
             except InvalidInputError as error:
-                fields = {
-                    "error": type(error).__name__,
-                    "node": short_id(report.message.stamp.node_id),
-                    "peer": short_id(sender),
-                }
-                ready += Ready(events=(Event("report_refused", fields),))
+                ready += Ready(faults=(Fault(sender, error),))
                 continue
             if not known:
                 ready += self._welcome(report.message.stamp.node_id, wrapped, sender)

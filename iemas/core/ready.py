@@ -71,6 +71,24 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """Something of a peer's was refused; the node counts and scores it (`iemas.core.peer_scores`).
+
+    `peer` is who has to answer for it: mostly the sender, who must check what it passes on.
+    """
+
+    peer: NodeId
+    error: Exception
+    message: str = ""
+    """The kind of message, if it is known."""
+
+    @property
+    def name(self) -> str:
+        """The error's name, under which it is counted."""
+        return type(self.error).__name__
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Effects of one step: persist, then send and answer, then wait no longer than `wake_at_ms`."""
 
@@ -78,6 +96,7 @@ class Ready:
     send: tuple[Send, ...] = ()
     answers: tuple[Answer, ...] = ()
     events: tuple[Event, ...] = ()
+    faults: tuple[Fault, ...] = ()
     wake_at_ms: int | None = None
 
     def __add__(self, other: Ready) -> Ready:
@@ -87,5 +106,6 @@ class Ready:
             self.send + other.send,
             self.answers + other.answers,
             self.events + other.events,
+            self.faults + other.faults,
             min(wakes) if wakes else None,
         )

@@ -15,7 +15,7 @@ from random import Random
 from google.protobuf.message import DecodeError
 
 from iemas import wire
-from iemas.core.errors import InvalidInputError
+from iemas.core.errors import MalformedMessageError
 from iemas.core.types import NodeId
 from iemas.testing.clock import SimulatedClock
 from iemas.v1 import peer_service_pb2
@@ -32,6 +32,7 @@ class NetworkFaults:
 
 
 Receiver = Callable[[NodeId, wire.PeerMessage], None]
+SpoiltReceiver = Callable[[NodeId, MalformedMessageError], None]
 
 
 class SimulatedNetwork:
@@ -48,15 +49,17 @@ class SimulatedNetwork:
         self.faults = faults if faults is not None else NetworkFaults()
         self._clock = clock
         self._random = random
-        self._receivers: dict[NodeId, Receiver] = {}
+        self._receivers: dict[NodeId, tuple[Receiver, SpoiltReceiver | None]] = {}
         self._cut: set[tuple[NodeId, NodeId]] = set()
         self._links: dict[tuple[NodeId, NodeId], NetworkFaults] = {}
         self._last_encoded: tuple[wire.PeerMessage | None, bytes] = (None, b"")
         self._last_arrivals: dict[tuple[NodeId, NodeId], int] = {}
 
-    def attach(self, node_id: NodeId, receiver: Receiver) -> None:
-        """Connect a node."""
-        self._receivers[node_id] = receiver
+    def attach(
+        self, node_id: NodeId, receiver: Receiver, on_spoilt: SpoiltReceiver | None = None
+    ) -> None:
+        """Connect a node; `on_spoilt` is told of what arrives there and does not decode."""
+        self._receivers[node_id] = (receiver, on_spoilt)
 
     def detach(self, node_id: NodeId) -> None:
         """Disconnect a node: what is on its way to it is lost."""
@@ -122,14 +125,17 @@ class SimulatedNetwork:
         return share_ppm > 0 and self._random.randrange(1_000_000) < share_ppm
 
     def _deliver(self, sender: NodeId, receiver: NodeId, data: bytes) -> None:
-        receive = self._receivers.get(receiver)
-        if receive is None:
+        receivers = self._receivers.get(receiver)
+        if receivers is None:
             self.counts["lost"] += 1
             return
+        receive, on_spoilt = receivers
         try:
             message = _decode(data)
-        except (DecodeError, InvalidInputError):
+        except (DecodeError, MalformedMessageError) as error:
             self.counts["malformed"] += 1
+            if on_spoilt is not None:
+                on_spoilt(sender, MalformedMessageError(str(error)))
             return
         self.counts["delivered"] += 1
         receive(sender, message)

@@ -28,7 +28,7 @@ from iemas.v1 import ledger_pb2 as iemas_dot_v1_dot_ledger__pb2
 from iemas.v1 import types_pb2 as iemas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1diemas/v1/market_service.proto\x12\x08iemas.v1\x1a\x18iemas/v1/consensus.proto\x1a\x15iemas/v1/gossip.proto\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"\x12\n\x10GetMarketRequest\"L\n\x11GetMarketResponse\x12\x14\n\x0cgenesis_json\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"5\n\x0bJoinRequest\x12&\n\ncapability\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"7\n\x0cJoinResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\"\x14\n\x12ListReportsRequest\"Q\n\x13ListReportsResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\x12\x11\n\tsuspected\x18\x02 \x03(\x0c\"\x1d\n\x0eGetTermRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"\xe7\x01\n\x0fGetTermResponse\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nauctioneer\x18\x02 \x01(\x0c\x12\x0f\n\x07witness\x18\x03 \x01(\x0c\x12\x15\n\rstarted_at_ms\x18\x04 \x01(\x04\x12\x17\n\x0fnext_auctioneer\x18\x05 \x01(\x0c\x12\x31\n\x15\x61uctioneer_capability\x18\x06 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12.\n\x12witness_capability\x18\x07 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x0e\n\x06height\x18\x08 \x01(\x04\"1\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\xef\x01\n\x12GetAccountResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x18\n\x10\x61vailable_micros\x18\x02 \x01(\x03\x12\x15\n\rescrow_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61llowance_micros\x18\x04 \x01(\x03\x12\r\n\x05nonce\x18\x05 \x01(\x04\x12\x0e\n\x06height\x18\x06 \x01(\x04\x12\x15\n\rstaked_micros\x18\x07 \x01(\x03\x12\x18\n\x10unbonding_micros\x18\x08 \x01(\x03\x12\x16\n\x0epending_micros\x18\t \x01(\x03\x12\x16\n\x0e\x64\x65posit_micros\x18\n \x01(\x03\"C\n\x18SubmitTransactionRequest\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"_\n\x19SubmitTransactionResponse\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.iemas.v1.ResultCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x04\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\"%\n\x14GetTokenizerResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\xba\x03\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x12\n\nstate_root\x18\x03 \x01(\x0c\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x1c\n\x14transcripts_verified\x18\x05 \x01(\x04\x12\x1b\n\x13transcripts_refused\x18\x06 \x01(\x04\x12\x1c\n\x14last_transcript_hash\x18\x07 \x01(\x0c\x12\x13\n\x0bpeers_alive\x18\x08 \x01(\x04\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\x04\x12\x1a\n\x12total_money_micros\x18\n \x01(\x03\x12\x39\n\x07refused\x18\x0b \x03(\x0b\x32(.iemas.v1.GetStatusResponse.RefusedEntry\x12\x1a\n\x12unsettled_channels\x18\x0c \x01(\x04\x12\x12\n\nopen_books\x18\r \x01(\x04\x12\x0b\n\x03\x61sk\x18\x0e \x01(\t\x12\x1a\n\x12\x61sk_missing_micros\x18\x0f \x01(\x03\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"(\n\x11ListBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"=\n\x12ListBlocksResponse\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\",\n\x16ListTranscriptsRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\"A\n\x17ListTranscriptsResponse\x12&\n\ntranscript\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"<\n\x16ListLightBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"?\n\x17ListLightBlocksResponse\x12$\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x14.iemas.v1.LightBlock\"6\n\x16GetAccountProofRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\xb5\x01\n\x17GetAccountProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12%\n\x07\x61\x63\x63ount\x18\x02 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12*\n\x0c\x63urrent_term\x18\x03 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12\"\n\x04hold\x18\x04 \x01(\x0b\x32\x14.iemas.v1.StateProof\"j\n\x19GetSettlementProofRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\x04\x12\x10\n\x08provider\x18\x05 \x01(\x0c\"\xe6\x01\n\x1aGetSettlementProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12\"\n\x04term\x18\x02 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12#\n\x05total\x18\x03 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12.\n\nsettled_by\x18\x04 \x01(\x0b\x32\x1a.iemas.v1.TransactionPlace\x12*\n\x0c\x63urrent_term\x18\x05 \x01(\x0b\x32\x14.iemas.v1.StateProof\"8\n\x1aGetTransactionProofRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\"s\n\x1bGetTransactionProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12/\n\x0btransaction\x18\x02 \x01(\x0b\x32\x1a.iemas.v1.TransactionProof\"\'\n\x15GetTablesProofRequest\x12\x0e\n\x06tables\x18\x01 \x03(\t\"c\n\x16GetTablesProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12$\n\x06tables\x18\x02 \x03(\x0b\x32\x14.iemas.v1.TableProof\":\n\x12ListHeadersRequest\x12\x15\n\rbefore_height\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\":\n\x13ListHeadersResponse\x12#\n\x07headers\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope2\x91\n\n\rMarketService\x12\x44\n\tGetMarket\x12\x1a.iemas.v1.GetMarketRequest\x1a\x1b.iemas.v1.GetMarketResponse\x12\x35\n\x04Join\x12\x15.iemas.v1.JoinRequest\x1a\x16.iemas.v1.JoinResponse\x12J\n\x0bListReports\x12\x1c.iemas.v1.ListReportsRequest\x1a\x1d.iemas.v1.ListReportsResponse\x12>\n\x07GetTerm\x12\x18.iemas.v1.GetTermRequest\x1a\x19.iemas.v1.GetTermResponse\x12G\n\nGetAccount\x12\x1b.iemas.v1.GetAccountRequest\x1a\x1c.iemas.v1.GetAccountResponse\x12\\\n\x11SubmitTransaction\x12\".iemas.v1.SubmitTransactionRequest\x1a#.iemas.v1.SubmitTransactionResponse\x12O\n\x0cGetTokenizer\x12\x1d.iemas.v1.GetTokenizerRequest\x1a\x1e.iemas.v1.GetTokenizerResponse0\x01\x12\x44\n\tGetStatus\x12\x1a.iemas.v1.GetStatusRequest\x1a\x1b.iemas.v1.GetStatusResponse\x12I\n\nListBlocks\x12\x1b.iemas.v1.ListBlocksRequest\x1a\x1c.iemas.v1.ListBlocksResponse0\x01\x12X\n\x0fListTranscripts\x12 .iemas.v1.ListTranscriptsRequest\x1a!.iemas.v1.ListTranscriptsResponse0\x01\x12V\n\x0fListLightBlocks\x12 .iemas.v1.ListLightBlocksRequest\x1a!.iemas.v1.ListLightBlocksResponse\x12V\n\x0fGetAccountProof\x12 .iemas.v1.GetAccountProofRequest\x1a!.iemas.v1.GetAccountProofResponse\x12_\n\x12GetSettlementProof\x12#.iemas.v1.GetSettlementProofRequest\x1a$.iemas.v1.GetSettlementProofResponse\x12\x62\n\x13GetTransactionProof\x12$.iemas.v1.GetTransactionProofRequest\x1a%.iemas.v1.GetTransactionProofResponse\x12S\n\x0eGetTablesProof\x12\x1f.iemas.v1.GetTablesProofRequest\x1a .iemas.v1.GetTablesProofResponse\x12J\n\x0bListHeaders\x12\x1c.iemas.v1.ListHeadersRequest\x1a\x1d.iemas.v1.ListHeadersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1diemas/v1/market_service.proto\x12\x08iemas.v1\x1a\x18iemas/v1/consensus.proto\x1a\x15iemas/v1/gossip.proto\x1a\x15iemas/v1/ledger.proto\x1a\x14iemas/v1/types.proto\"\x12\n\x10GetMarketRequest\"L\n\x11GetMarketResponse\x12\x14\n\x0cgenesis_json\x18\x01 \x01(\x0c\x12\x0f\n\x07node_id\x18\x02 \x01(\x0c\x12\x10\n\x08software\x18\x03 \x01(\t\"5\n\x0bJoinRequest\x12&\n\ncapability\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"7\n\x0cJoinResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\"\x14\n\x12ListReportsRequest\"Q\n\x13ListReportsResponse\x12\'\n\x07reports\x18\x01 \x03(\x0b\x32\x16.iemas.v1.SignedReport\x12\x11\n\tsuspected\x18\x02 \x03(\x0c\"\x1d\n\x0eGetTermRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\"\xe7\x01\n\x0fGetTermResponse\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nauctioneer\x18\x02 \x01(\x0c\x12\x0f\n\x07witness\x18\x03 \x01(\x0c\x12\x15\n\rstarted_at_ms\x18\x04 \x01(\x04\x12\x17\n\x0fnext_auctioneer\x18\x05 \x01(\x0c\x12\x31\n\x15\x61uctioneer_capability\x18\x06 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12.\n\x12witness_capability\x18\x07 \x01(\x0b\x32\x12.iemas.v1.Envelope\x12\x0e\n\x06height\x18\x08 \x01(\x04\"1\n\x11GetAccountRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\xef\x01\n\x12GetAccountResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x18\n\x10\x61vailable_micros\x18\x02 \x01(\x03\x12\x15\n\rescrow_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61llowance_micros\x18\x04 \x01(\x03\x12\r\n\x05nonce\x18\x05 \x01(\x04\x12\x0e\n\x06height\x18\x06 \x01(\x04\x12\x15\n\rstaked_micros\x18\x07 \x01(\x03\x12\x18\n\x10unbonding_micros\x18\x08 \x01(\x03\x12\x16\n\x0epending_micros\x18\t \x01(\x03\x12\x16\n\x0e\x64\x65posit_micros\x18\n \x01(\x03\"C\n\x18SubmitTransactionRequest\x12\'\n\x0btransaction\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"_\n\x19SubmitTransactionResponse\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.iemas.v1.ResultCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x04\"#\n\x13GetTokenizerRequest\x12\x0c\n\x04hash\x18\x01 \x01(\x0c\"%\n\x14GetTokenizerResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\xe1\x03\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x12\n\nstate_root\x18\x03 \x01(\x0c\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x1c\n\x14transcripts_verified\x18\x05 \x01(\x04\x12\x1b\n\x13transcripts_refused\x18\x06 \x01(\x04\x12\x1c\n\x14last_transcript_hash\x18\x07 \x01(\x0c\x12\x13\n\x0bpeers_alive\x18\x08 \x01(\x04\x12\x14\n\x0c\x61\x63tive_tasks\x18\t \x01(\x04\x12\x1a\n\x12total_money_micros\x18\n \x01(\x03\x12\x39\n\x07refused\x18\x0b \x03(\x0b\x32(.iemas.v1.GetStatusResponse.RefusedEntry\x12\x1a\n\x12unsettled_channels\x18\x0c \x01(\x04\x12\x12\n\nopen_books\x18\r \x01(\x04\x12\x0b\n\x03\x61sk\x18\x0e \x01(\t\x12\x1a\n\x12\x61sk_missing_micros\x18\x0f \x01(\x03\x12%\n\x05peers\x18\x10 \x03(\x0b\x32\x16.iemas.v1.PeerRefusals\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa9\x01\n\x0cPeerRefusals\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x34\n\x07refused\x18\x02 \x03(\x0b\x32#.iemas.v1.PeerRefusals.RefusedEntry\x12\x0c\n\x04\x63uts\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ut_until_ms\x18\x04 \x01(\x03\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"(\n\x11ListBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\"=\n\x12ListBlocksResponse\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.iemas.v1.CommittedBlock\",\n\x16ListTranscriptsRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\"A\n\x17ListTranscriptsResponse\x12&\n\ntranscript\x18\x01 \x01(\x0b\x32\x12.iemas.v1.Envelope\"<\n\x16ListLightBlocksRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"?\n\x17ListLightBlocksResponse\x12$\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x14.iemas.v1.LightBlock\"6\n\x16GetAccountProofRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0c\x12\x0b\n\x03hub\x18\x02 \x01(\t\"\xb5\x01\n\x17GetAccountProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12%\n\x07\x61\x63\x63ount\x18\x02 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12*\n\x0c\x63urrent_term\x18\x03 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12\"\n\x04hold\x18\x04 \x01(\x0b\x32\x14.iemas.v1.StateProof\"j\n\x19GetSettlementProofRequest\x12\x0b\n\x03hub\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\x04\x12\x10\n\x08provider\x18\x05 \x01(\x0c\"\xe6\x01\n\x1aGetSettlementProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12\"\n\x04term\x18\x02 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12#\n\x05total\x18\x03 \x01(\x0b\x32\x14.iemas.v1.StateProof\x12.\n\nsettled_by\x18\x04 \x01(\x0b\x32\x1a.iemas.v1.TransactionPlace\x12*\n\x0c\x63urrent_term\x18\x05 \x01(\x0b\x32\x14.iemas.v1.StateProof\"8\n\x1aGetTransactionProofRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x04\"s\n\x1bGetTransactionProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12/\n\x0btransaction\x18\x02 \x01(\x0b\x32\x1a.iemas.v1.TransactionProof\"\'\n\x15GetTablesProofRequest\x12\x0e\n\x06tables\x18\x01 \x03(\t\"c\n\x16GetTablesProofResponse\x12#\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x14.iemas.v1.LightBlock\x12$\n\x06tables\x18\x02 \x03(\x0b\x32\x14.iemas.v1.TableProof\":\n\x12ListHeadersRequest\x12\x15\n\rbefore_height\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\":\n\x13ListHeadersResponse\x12#\n\x07headers\x18\x01 \x03(\x0b\x32\x12.iemas.v1.Envelope2\x91\n\n\rMarketService\x12\x44\n\tGetMarket\x12\x1a.iemas.v1.GetMarketRequest\x1a\x1b.iemas.v1.GetMarketResponse\x12\x35\n\x04Join\x12\x15.iemas.v1.JoinRequest\x1a\x16.iemas.v1.JoinResponse\x12J\n\x0bListReports\x12\x1c.iemas.v1.ListReportsRequest\x1a\x1d.iemas.v1.ListReportsResponse\x12>\n\x07GetTerm\x12\x18.iemas.v1.GetTermRequest\x1a\x19.iemas.v1.GetTermResponse\x12G\n\nGetAccount\x12\x1b.iemas.v1.GetAccountRequest\x1a\x1c.iemas.v1.GetAccountResponse\x12\\\n\x11SubmitTransaction\x12\".iemas.v1.SubmitTransactionRequest\x1a#.iemas.v1.SubmitTransactionResponse\x12O\n\x0cGetTokenizer\x12\x1d.iemas.v1.GetTokenizerRequest\x1a\x1e.iemas.v1.GetTokenizerResponse0\x01\x12\x44\n\tGetStatus\x12\x1a.iemas.v1.GetStatusRequest\x1a\x1b.iemas.v1.GetStatusResponse\x12I\n\nListBlocks\x12\x1b.iemas.v1.ListBlocksRequest\x1a\x1c.iemas.v1.ListBlocksResponse0\x01\x12X\n\x0fListTranscripts\x12 .iemas.v1.ListTranscriptsRequest\x1a!.iemas.v1.ListTranscriptsResponse0\x01\x12V\n\x0fListLightBlocks\x12 .iemas.v1.ListLightBlocksRequest\x1a!.iemas.v1.ListLightBlocksResponse\x12V\n\x0fGetAccountProof\x12 .iemas.v1.GetAccountProofRequest\x1a!.iemas.v1.GetAccountProofResponse\x12_\n\x12GetSettlementProof\x12#.iemas.v1.GetSettlementProofRequest\x1a$.iemas.v1.GetSettlementProofResponse\x12\x62\n\x13GetTransactionProof\x12$.iemas.v1.GetTransactionProofRequest\x1a%.iemas.v1.GetTransactionProofResponse\x12S\n\x0eGetTablesProof\x12\x1f.iemas.v1.GetTablesProofRequest\x1a .iemas.v1.GetTablesProofResponse\x12J\n\x0bListHeaders\x12\x1c.iemas.v1.ListHeadersRequest\x1a\x1d.iemas.v1.ListHeadersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_options = b'8\001'
+  _globals['_PEERREFUSALS_REFUSEDENTRY']._loaded_options = None
+  _globals['_PEERREFUSALS_REFUSEDENTRY']._serialized_options = b'8\001'
   _globals['_GETMARKETREQUEST']._serialized_start=137
   _globals['_GETMARKETREQUEST']._serialized_end=155
   _globals['_GETMARKETRESPONSE']._serialized_start=157
@@ -68,41 +70,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=1252
   _globals['_GETSTATUSREQUEST']._serialized_end=1270
   _globals['_GETSTATUSRESPONSE']._serialized_start=1273
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1715
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=1669
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=1715
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=1717
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=1757
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=1759
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=1820
-  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_start=1822
-  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_end=1866
-  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_start=1868
-  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_end=1933
-  _globals['_LISTLIGHTBLOCKSREQUEST']._serialized_start=1935
-  _globals['_LISTLIGHTBLOCKSREQUEST']._serialized_end=1995
-  _globals['_LISTLIGHTBLOCKSRESPONSE']._serialized_start=1997
-  _globals['_LISTLIGHTBLOCKSRESPONSE']._serialized_end=2060
-  _globals['_GETACCOUNTPROOFREQUEST']._serialized_start=2062
-  _globals['_GETACCOUNTPROOFREQUEST']._serialized_end=2116
-  _globals['_GETACCOUNTPROOFRESPONSE']._serialized_start=2119
-  _globals['_GETACCOUNTPROOFRESPONSE']._serialized_end=2300
-  _globals['_GETSETTLEMENTPROOFREQUEST']._serialized_start=2302
-  _globals['_GETSETTLEMENTPROOFREQUEST']._serialized_end=2408
-  _globals['_GETSETTLEMENTPROOFRESPONSE']._serialized_start=2411
-  _globals['_GETSETTLEMENTPROOFRESPONSE']._serialized_end=2641
-  _globals['_GETTRANSACTIONPROOFREQUEST']._serialized_start=2643
-  _globals['_GETTRANSACTIONPROOFREQUEST']._serialized_end=2699
-  _globals['_GETTRANSACTIONPROOFRESPONSE']._serialized_start=2701
-  _globals['_GETTRANSACTIONPROOFRESPONSE']._serialized_end=2816
-  _globals['_GETTABLESPROOFREQUEST']._serialized_start=2818
-  _globals['_GETTABLESPROOFREQUEST']._serialized_end=2857
-  _globals['_GETTABLESPROOFRESPONSE']._serialized_start=2859
-  _globals['_GETTABLESPROOFRESPONSE']._serialized_end=2958
-  _globals['_LISTHEADERSREQUEST']._serialized_start=2960
-  _globals['_LISTHEADERSREQUEST']._serialized_end=3018
-  _globals['_LISTHEADERSRESPONSE']._serialized_start=3020
-  _globals['_LISTHEADERSRESPONSE']._serialized_end=3078
-  _globals['_MARKETSERVICE']._serialized_start=3081
-  _globals['_MARKETSERVICE']._serialized_end=4378
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1754
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=1708
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=1754
+  _globals['_PEERREFUSALS']._serialized_start=1757
+  _globals['_PEERREFUSALS']._serialized_end=1926
+  _globals['_PEERREFUSALS_REFUSEDENTRY']._serialized_start=1708
+  _globals['_PEERREFUSALS_REFUSEDENTRY']._serialized_end=1754
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=1928
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=1968
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=1970
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=2031
+  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_start=2033
+  _globals['_LISTTRANSCRIPTSREQUEST']._serialized_end=2077
+  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_start=2079
+  _globals['_LISTTRANSCRIPTSRESPONSE']._serialized_end=2144
+  _globals['_LISTLIGHTBLOCKSREQUEST']._serialized_start=2146
+  _globals['_LISTLIGHTBLOCKSREQUEST']._serialized_end=2206
+  _globals['_LISTLIGHTBLOCKSRESPONSE']._serialized_start=2208
+  _globals['_LISTLIGHTBLOCKSRESPONSE']._serialized_end=2271
+  _globals['_GETACCOUNTPROOFREQUEST']._serialized_start=2273
+  _globals['_GETACCOUNTPROOFREQUEST']._serialized_end=2327
+  _globals['_GETACCOUNTPROOFRESPONSE']._serialized_start=2330
+  _globals['_GETACCOUNTPROOFRESPONSE']._serialized_end=2511
+  _globals['_GETSETTLEMENTPROOFREQUEST']._serialized_start=2513
+  _globals['_GETSETTLEMENTPROOFREQUEST']._serialized_end=2619
+  _globals['_GETSETTLEMENTPROOFRESPONSE']._serialized_start=2622
+  _globals['_GETSETTLEMENTPROOFRESPONSE']._serialized_end=2852
+  _globals['_GETTRANSACTIONPROOFREQUEST']._serialized_start=2854
+  _globals['_GETTRANSACTIONPROOFREQUEST']._serialized_end=2910
+  _globals['_GETTRANSACTIONPROOFRESPONSE']._serialized_start=2912
+  _globals['_GETTRANSACTIONPROOFRESPONSE']._serialized_end=3027
+  _globals['_GETTABLESPROOFREQUEST']._serialized_start=3029
+  _globals['_GETTABLESPROOFREQUEST']._serialized_end=3068
+  _globals['_GETTABLESPROOFRESPONSE']._serialized_start=3070
+  _globals['_GETTABLESPROOFRESPONSE']._serialized_end=3169
+  _globals['_LISTHEADERSREQUEST']._serialized_start=3171
+  _globals['_LISTHEADERSREQUEST']._serialized_end=3229
+  _globals['_LISTHEADERSRESPONSE']._serialized_start=3231
+  _globals['_LISTHEADERSRESPONSE']._serialized_end=3289
+  _globals['_MARKETSERVICE']._serialized_start=3292
+  _globals['_MARKETSERVICE']._serialized_end=4589
 # @@protoc_insertion_point(module_scope)

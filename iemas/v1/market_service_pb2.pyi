@@ -421,6 +421,7 @@ class GetStatusResponse(_message.Message):
     OPEN_BOOKS_FIELD_NUMBER: _builtins.int
     ASK_FIELD_NUMBER: _builtins.int
     ASK_MISSING_MICROS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     height: _builtins.int
     state_root: _builtins.bytes
@@ -444,6 +445,10 @@ class GetStatusResponse(_message.Message):
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Refused inputs by the name of the error."""
 
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerRefusals]:
+        """The peers of which messages were refused, the worst 64 first."""
+
     def __init__(
         self,
         *,
@@ -462,14 +467,67 @@ class GetStatusResponse(_message.Message):
         open_books: _builtins.int = ...,
         ask: _builtins.str = ...,
         ask_missing_micros: _builtins.int = ...,
+        peers: _abc.Iterable[Global___PeerRefusals] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "ask", b"ask", "ask_missing_micros", b"ask_missing_micros", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "open_books", b"open_books", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_tasks", b"active_tasks", "ask", b"ask", "ask_missing_micros", b"ask_missing_micros", "height", b"height", "last_transcript_hash", b"last_transcript_hash", "node_id", b"node_id", "open_books", b"open_books", "peers", b"peers", "peers_alive", b"peers_alive", "refused", b"refused", "state_root", b"state_root", "term", b"term", "total_money_micros", b"total_money_micros", "transcripts_refused", b"transcripts_refused", "transcripts_verified", b"transcripts_verified", "unsettled_channels", b"unsettled_channels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class PeerRefusals(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    CUTS_FIELD_NUMBER: _builtins.int
+    CUT_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    cuts: _builtins.int
+    """How often the peer was cut off, and until when by the node's clock; 0 if it is listened to."""
+    cut_until_ms: _builtins.int
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Refused messages by the name of the error."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cuts: _builtins.int = ...,
+        cut_until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_until_ms", b"cut_until_ms", "cuts", b"cuts", "node_id", b"node_id", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerRefusals: _TypeAlias = PeerRefusals  # noqa: Y015
 
 @_typing.final
 class ListBlocksRequest(_message.Message):

@@ -72,14 +72,23 @@ def _build_status_table(address: Address, answer: market_service_pb2.GetStatusRe
         ("channels to settle", answer.unsettled_channels),
         ("ask", _describe_ask(answer)),
         ("refused inputs", refused or "none"),
+        ("peers cut off", ", ".join(_describe_cut(peer) for peer in answer.peers if peer.cuts)),
     ):
-        table.add_row(name, str(value))
+        table.add_row(name, str(value) or "none")
     return table
 
 
 def _describe_ask(answer: market_service_pb2.GetStatusResponse) -> str:
     missing = format_credits(answer.ask_missing_micros)
     return answer.ask + (f", {missing} credits are missing" if answer.ask_missing_micros else "")
+
+
+def _describe_cut(peer: market_service_pb2.PeerRefusals) -> str:
+    """Tell a peer that is or was cut off, and for what."""
+    worst = sorted(peer.refused.items(), key=lambda item: (-item[1], item[0]))
+    why = ", ".join(f"{name} {count}" for name, count in worst)
+    now = " now" if peer.cut_until_ms else ""
+    return f"{short_id(peer.node_id)}{now} (x{peer.cuts}: {why})"
 
 
 def _run(config: Path | None = None, **flags: Any) -> None:

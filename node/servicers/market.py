@@ -34,6 +34,7 @@ from node.storage import Storage
 SUBMIT_TIMEOUT_S = 20.0
 PIECE_BYTES = 1 << 20
 PAGE = 100
+WORST_PEERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,15 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             open_books=core.rounds.open_books,
             ask=core.ask.phase.value,
             ask_missing_micros=core.ask.missing_micros,
+            peers=[
+                market_service_pb2.PeerRefusals(
+                    node_id=peer,
+                    refused=dict(record.refused),
+                    cuts=record.cuts,
+                    cut_until_ms=record.cut_until_ms or 0,
+                )
+                for peer, record in core.peers.get_records()[:WORST_PEERS]
+            ],
         )
 
     async def ListBlocks(

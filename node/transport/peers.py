@@ -1,6 +1,7 @@
 """The peer listener, and the streams to all members.
 
 Between two nodes there is one long-lived stream a direction; `outbound` says what it promises.
+Who is cut off (`set_members`) is neither read nor written to, and its streams are refused by name.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from google.protobuf.message import DecodeError
 
 from iemas import wire
 from iemas.core.errors import (
+    FloodError,
     IemasError,
     InternalError,
     LocalProtocolError,
     MalformedMessageError,
+    OversizedMessageError,
+    PeerDisconnectedError,
 )
 from iemas.core.types import NodeId, short_id
 from iemas.tls import (
@@ -38,6 +42,11 @@ from node.rpc_errors import ErrorInterceptor
 from node.transport.certificates import Clock, NodeCertificates, utc_now
 from node.transport.listening import make_server_options, start_server
 from node.transport.outbound import Member, Outbound, Traffic, resolve
+from node.transport.pace import PAUSE_S, STREAM_UNITS, UNITS_PER_S, Pace, compute_units
+
+OVERSIZE_BYTES = 4 * 1024 * 1024
+"""How far beyond the bound a message is still read, to be refused by name; gRPC ends the stream
+at larger ones, and does not say so here."""
 
 _STREAMS_PER_CONNECTION = 4
 
@@ -65,6 +74,7 @@ class PeerTransport:
         certificates: this node's.
         on_message: called for each message that arrives, in order per sender. What it raises is
             counted and ends the stream, so a refusal that the sender survives is its own to count.
+        on_spoilt: told of what arrives and is no message: too large, too much, not to be decoded.
         on_internal_error: told when `on_message` raised InternalError.
 
     """
@@ -74,6 +84,7 @@ class PeerTransport:
         certificates: NodeCertificates,
         on_message: Callable[[NodeId, PeerMessage], None],
         *,
+        on_spoilt: Callable[[NodeId, IemasError], None] | None = None,
         on_internal_error: Callable[[InternalError], None] | None = None,
         clock: Clock = utc_now,
     ) -> None:
@@ -81,10 +92,13 @@ class PeerTransport:
         self.refused: Counter[str] = Counter()
         self.traffic = Traffic()
         self._on_message = on_message
+        self._on_spoilt = on_spoilt
         self._on_internal_error = on_internal_error
         self._clock = clock
         self._server: grpc.aio.Server | None = None
         self._members: dict[NodeId, Member] = {}
+        self._cut_off: frozenset[NodeId] = frozenset()
+        self._paces: dict[NodeId, Pace] = {}
         self._roots = to_pem(certificates.ca_certificate)
         self._outbound: dict[NodeId, Outbound] = {}
         self._inbound: dict[NodeId, _Inbound] = {}
@@ -103,7 +117,9 @@ class PeerTransport:
         """
         server = grpc.aio.server(
             interceptors=[ErrorInterceptor(self.refused, self._on_internal_error)],
-            options=make_server_options(_STREAMS_PER_CONNECTION, MAX_MESSAGE_BYTES),
+            options=make_server_options(
+                _STREAMS_PER_CONNECTION, MAX_MESSAGE_BYTES + OVERSIZE_BYTES
+            ),
         )
         # Registered by hand, as raw bytes: what does not parse must be refused by name here.
         handler = grpc.stream_unary_rpc_method_handler(
@@ -129,11 +145,13 @@ class PeerTransport:
             await self._server.stop(None)
             self._server = None
 
-    def set_members(self, members: Mapping[NodeId, Member]) -> None:
+    def set_members(
+        self, members: Mapping[NodeId, Member], cut_off: frozenset[NodeId] = frozenset()
+    ) -> None:
         """Make these the members: whom to listen to and keep streams to (never ourselves).
 
         A member whose certificate or address does not hold is refused and counted, and the others
-        are served. Streams of nodes that are no longer members end.
+        are served. Streams of nodes that are no longer members, or are cut off, end.
         """
         accepted: dict[NodeId, tuple[Address, Member]] = {}
         for node_id in sorted(members):
@@ -144,9 +162,10 @@ class PeerTransport:
             except IemasError as error:
                 self.refused[type(error).__name__] += 1
                 _log.warning("member_refused", peer=short_id(node_id), reason=str(error))
-        previous = self._members
+        previous = self._members, self._cut_off
         self._members = {node_id: member for node_id, (_, member) in accepted.items()}
-        if previous != self._members:
+        self._cut_off = cut_off
+        if previous != (self._members, self._cut_off):
             self._follow(accepted)
 
     def _check_member(self, node_id: NodeId, member: Member) -> tuple[Address, Member]:
@@ -159,7 +178,8 @@ class PeerTransport:
         # Our own CA keeps the bundle from being empty, which gRPC would take for "trust no roots".
         certificates = [member.ca_certificate for _, member in accepted.values()]
         self._roots = b"".join(map(to_pem, [self.certificates.ca_certificate, *certificates]))
-        for node_id, (address, member) in accepted.items():
+        heard = {n: one for n, one in accepted.items() if n not in self._cut_off}
+        for node_id, (address, member) in heard.items():
             outbound = self._outbound.get(node_id)
             if outbound is None:
                 self._outbound[node_id] = Outbound(
@@ -167,15 +187,17 @@ class PeerTransport:
                 )
             elif outbound.member != member:
                 outbound.move(address, member)
-        for node_id in self._outbound.keys() - accepted.keys():
+        for node_id in self._outbound.keys() - heard.keys():
             task = asyncio.create_task(self._outbound.pop(node_id).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        for node_id in self._inbound.keys() - accepted.keys():
-            self._inbound[node_id].end(_no_member(node_id))
+        for node_id in self._inbound.keys() - heard.keys():
+            self._inbound[node_id].end(self._explain_refusal(node_id))
+        for node_id in self._paces.keys() - accepted.keys():
+            del self._paces[node_id]
 
     def send(self, to: NodeId, message: PeerMessage) -> bool:
-        """Queue a message for a member; False if it is none (dropped and counted).
+        """Queue a message for a member that is not cut off; else drop and count it: False.
 
         Raises: MalformedMessageError if the message cannot travel.
         """
@@ -221,12 +243,14 @@ class PeerTransport:
             older.end(LocalProtocolError("a newer stream of this node took over"))
         self._inbound[sender] = inbound
         try:
+            await self._keep_pace(sender, STREAM_UNITS)
             await context.send_initial_metadata(())
             async for data in request_iterator:
                 if inbound.refusal is not None:
                     raise inbound.refusal
+                await self._keep_pace(sender, compute_units(len(data)))
                 self.traffic.received += 1
-                self._on_message(sender, _decode(data))
+                self._on_message(sender, self._decode(sender, data))
         except asyncio.CancelledError:
             if inbound.refusal is None:
                 raise
@@ -242,17 +266,42 @@ class PeerTransport:
         for leaf in context.auth_context().get("x509_pem_cert", ()):
             node_id = parse_server_name(extract_server_name(leaf))
             verify_leaf(leaf, node_id, self._clock())
-            if node_id not in self._members:
-                raise _no_member(node_id)
+            if node_id not in self._members or node_id in self._cut_off:
+                raise self._explain_refusal(node_id)
             return node_id
         raise InvalidCertificateError("the peer showed no certificate")
 
+    def _explain_refusal(self, node_id: NodeId) -> IemasError:
+        """Say why a node's stream is refused."""
+        if node_id in self._members and node_id in self._cut_off:
+            text = "too much of what this node sent was refused; it is heard again after a while"
+            return PeerDisconnectedError(text, node_id=node_id)
+        return InvalidCertificateError(f"node {short_id(node_id)} is no member", node_id=node_id)
 
-def _no_member(node_id: NodeId) -> InvalidCertificateError:
-    return InvalidCertificateError(f"node {short_id(node_id)} is no member", node_id=node_id)
+    async def _keep_pace(self, sender: NodeId, units: int) -> None:
+        """Let a peer wait that sends more than its share."""
+        now_s = asyncio.get_running_loop().time()
+        pace = self._paces.setdefault(sender, Pace(now_s))
+        if not pace.take(units, now_s=now_s):
+            self._spoil(sender, FloodError(f"more than {UNITS_PER_S} messages a second"))
+            await asyncio.sleep(PAUSE_S)
+
+    def _spoil(self, sender: NodeId, error: IemasError) -> None:
+        if self._on_spoilt is not None:
+            self._on_spoilt(sender, error)
+
+    def _decode(self, sender: NodeId, data: bytes) -> PeerMessage:
+        """Decode a message. Raises: MalformedMessageError, which ends the stream."""
+        try:
+            return _decode(data)
+        except MalformedMessageError as error:
+            self._spoil(sender, error)
+            raise
 
 
 def _decode(data: bytes) -> PeerMessage:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise OversizedMessageError(f"{len(data)} bytes are over {MAX_MESSAGE_BYTES}")
     try:
         request = peer_service_pb2.DeliverRequest.FromString(data)
     except DecodeError as error:

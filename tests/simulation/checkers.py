@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from iemas.consensus.chain import AppliedBlock
 from iemas.consensus.messages import CommittedBlock
 from iemas.core.errors import IemasError
-from iemas.core.ready import RecordKind
-from iemas.core.types import NodeId
+from iemas.core.peer_scores import CROSSING_POINTS, get_points
+from iemas.core.ready import Fault, RecordKind
+from iemas.core.types import NodeId, short_id
 from iemas.ledger.records import TotalKey
 from iemas.ledger.rules.results import parse_failures
 from iemas.ledger.transaction import DoubleVoteEvidence, Evidence, ResultCode, Settle
@@ -93,6 +94,23 @@ def check_nothing_lost(history: History, host: Host) -> None:
         kept = stored.get(number) == history.blocks[number].block.hash
         _require(kept, "nothing lost", f"{host.name} came back without block {number} of {height}")
     _require(host.height >= height, "nothing lost", f"{host.name} came back at {host.height}")
+
+
+# --- peers ---------------------------------------------------------------------------------------
+
+
+def check_fault(history: History, host: Host, fault: Fault) -> None:
+    """Nobody honest ever sends what no correct node sends, whatever it is made to pass on."""
+    is_crossing = get_points(fault.error) == CROSSING_POINTS
+    what = f"{host.name} refused a {fault.message} of honest {short_id(fault.peer)}: "
+    what += f"{fault.name}: {fault.error}"
+    _require(is_crossing or fault.peer in history.villains, "no false blame", what)
+
+
+def check_cut_off(history: History, host: Host, peer: str) -> None:
+    """No honest node ever cuts another off."""
+    is_villain = any(short_id(villain) == peer for villain in history.villains)
+    _require(is_villain, "no false blame", f"{host.name} cut off {peer}, which is honest")
 
 
 # --- money ---------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from enum import StrEnum
 from random import Random
 from typing import Any, Protocol
 
+from iemas.core.errors import IemasError
 from iemas.core.identity import Identity
-from iemas.core.ready import Ready, RecordKind, Send
+from iemas.core.ready import Fault, Ready, RecordKind, Send
 from iemas.core.types import NodeId
 from iemas.testing.clock import SimulatedClock
 from iemas.testing.disk import SimulatedDisk
@@ -97,6 +98,10 @@ class Host:
     def take(self, sender: NodeId, message: Any) -> Ready:
         """Let the process take a message."""
         raise NotImplementedError
+
+    def take_spoilt(self, sender: NodeId, error: IemasError) -> Ready:
+        """Let the process take note of what is no message."""
+        return Ready(faults=(Fault(sender, error),))
 
     def tick(self) -> Ready:
         """Let the process do what is due."""
@@ -225,6 +230,8 @@ class Host:
             self.world.watcher.note_durable(self, ready.persist)
         for send in ready.send:
             self.transmit(send)
+        for fault in ready.faults:
+            self.world.watcher.note_fault(self, fault)
         for event in ready.events:
             self.world.watcher.note_event(self, event)
         if ready.wake_at_ms is not None:
@@ -246,6 +253,10 @@ class Host:
     def receive(self, sender: NodeId, message: Any) -> None:
         """Take a message from the network."""
         self.run(lambda: self.take(sender, message))
+
+    def receive_spoilt(self, sender: NodeId, error: IemasError) -> None:
+        """Take from the network what does not decode."""
+        self.run(lambda: self.take_spoilt(sender, error))
 
     def _arm(self, wake_at_ms: int) -> None:
         process, now_ms = self.process, self.now_ms

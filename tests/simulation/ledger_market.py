@@ -17,7 +17,7 @@ from iemas.consensus.voting import DoubleVote
 from iemas.core.envelope import Signed
 from iemas.core.errors import InvalidInputError, LocalProtocolError, RemoteProtocolError
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator
-from iemas.core.ready import Event, Ready, RecordKind
+from iemas.core.ready import Fault, Ready, RecordKind
 from iemas.core.types import AccountId, NodeId
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.records import OffenceKey
@@ -96,12 +96,9 @@ class LedgerNode(Host):
         if self.villain is not None:
             self.villain.hear(message)
         if not isinstance(message, EngineMessage):  # as `NodeCore` sorts messages
-            return self._refuse(RemoteProtocolError("no message of consensus"), message)
+            error = RemoteProtocolError("no message of consensus")
+            return Ready(faults=(Fault(sender, error, type(message).__name__),))
         return self._step(message, sender)
-
-    def _refuse(self, error: Exception, message: Any) -> Ready:
-        fields = {"error": type(error).__name__, "message": type(message).__name__}
-        return Ready(events=(Event("input_refused", fields),))
 
     def submit(self, transaction: Signed[Transaction]) -> None:
         """Hand in a transaction here."""
@@ -114,7 +111,9 @@ class LedgerNode(Host):
         try:
             ready = self.engine.step(message, sender=sender, now_ms=self.now_ms)
         except (InvalidInputError, RemoteProtocolError) as error:
-            ready = self._refuse(error, message)
+            ready = Ready()
+            if sender is not None:
+                ready += Ready(faults=(Fault(sender, error, type(message).__name__),))
             ready += self.engine.tick(now_ms=self.now_ms)
         return ready + self._follow()
 

@@ -100,7 +100,7 @@ class SimulatedMarket:
 
     def attach(self, host: Host) -> None:
         """Connect a machine whose process started."""
-        self.network.attach(host.node_id, host.receive)
+        self.network.attach(host.node_id, host.receive, host.receive_spoilt)
 
     def detach(self, host: Host) -> None:
         """Disconnect a machine whose process died."""

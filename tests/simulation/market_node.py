@@ -16,16 +16,23 @@ from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import CommittedBlock, SignRecord, ValidRecord
 from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
 from iemas.core.encoding import compute_hash
-from iemas.core.errors import InvalidInputError, ProviderBusyError
+from iemas.core.errors import IemasError, InvalidInputError, ProviderBusyError
 from iemas.core.execution import ReceiptCountersigned, TaskStart, UnsettledChannel
 from iemas.core.gossip import ReportPush
 from iemas.core.identity import Identity
-from iemas.core.ready import Answer, Ready, RecordKind
+from iemas.core.ready import Answer, Ready, RecordKind, Send
 from iemas.core.types import HashAlgorithm, HubId, NodeId, Prices
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.transaction import RevealAsk
 from iemas.testing.backend import EngineConfig, SimulatedEngine, SimulatedRun, SimulatedToken
-from node.core import CacheChanged, NodeCore, NodeInput, ReceivePeerMessage, TimePassed
+from node.core import (
+    CacheChanged,
+    NodeCore,
+    NodeInput,
+    ReceivePeerMessage,
+    ReceiveSpoilt,
+    TimePassed,
+)
 from node.execution import Execution, ExecutionFrame
 from node.reporting import NodeProfile
 from tests.simulation.host import Host
@@ -190,6 +197,28 @@ class SimulatedNode(Host):
         if self.villain is not None:
             self.villain.hear(message)
         return self.core.step(ReceivePeerMessage(sender, message), now_ms=self.now_ms)
+
+    def take_spoilt(self, sender: NodeId, error: IemasError) -> Ready:
+        return self.core.step(ReceiveSpoilt(sender, error), now_ms=self.now_ms)
+
+    def is_cut_off(self, peer: NodeId) -> bool:
+        """Whether the process neither listens nor speaks to a peer, as its transport would not."""
+        if self.alive and peer in self.core.peers.cut_off:
+            self._market.watcher.count("messages of peers cut off")
+            return True
+        return False
+
+    def receive(self, sender: NodeId, message: Any) -> None:
+        if not self.is_cut_off(sender):
+            super().receive(sender, message)
+
+    def receive_spoilt(self, sender: NodeId, error: IemasError) -> None:
+        if not self.is_cut_off(sender):
+            super().receive_spoilt(sender, error)
+
+    def transmit(self, send: Send) -> None:
+        if not self.is_cut_off(send.to):
+            super().transmit(send)
 
     def tick(self) -> Ready:
         return self.core.step(TimePassed(), now_ms=self.now_ms)

@@ -23,8 +23,8 @@ from iemas.consensus.voting import NO_ROUND, Proposal, VoteKind
 from iemas.core.auction import CloseNotice, ReleaseNotice, TranscriptNotice
 from iemas.core.envelope import Signed, verify_signed
 from iemas.core.errors import InvalidSignatureError
-from iemas.core.ready import Event, Ready, Record, RecordKind
-from iemas.core.types import NodeId
+from iemas.core.ready import Event, Fault, Ready, Record, RecordKind
+from iemas.core.types import NodeId, short_id
 from iemas.ledger.transaction import Evidence, ResultCode
 from iemas.ledger.transfer import TransferReason
 from tests.simulation import checkers
@@ -103,12 +103,15 @@ class Watcher:
         if not host.is_honest:
             return
         self.count(f"event {event.name}")
-        if event.name in ("input_refused", "report_refused"):
-            self.note_refused(str(event.fields["error"]))
+        if event.name == "peer_disconnected":
+            checkers.check_cut_off(self.history, host, str(event.fields["peer"]))
 
-    def note_refused(self, error: str) -> None:
-        """An honest process refused a message."""
-        self.count(f"refused {error}")
+    def note_fault(self, host: Host, fault: Fault) -> None:
+        """A process refused something of a peer's."""
+        self.tell(host.name, f"refuses {fault.message} of {short_id(fault.peer)}: {fault.error!r}")
+        if host.is_honest:
+            self.count(f"refused {fault.name}")
+            checkers.check_fault(self.history, host, fault)
 
     # --- writes ----------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class Members:
 
     def take(self, name: str, ready: Ready) -> None:
         self.mail += [(name, send) for send in ready.send]
-        self.events += [str(e.fields["error"]) for e in ready.events if e.name == "report_refused"]
+        self.events += [f.name for f in ready.faults if f.name != "ReplayedReportError"]
 
     def deliver(self, index: int) -> None:
         sender, send = self.mail.pop(index % len(self.mail))

@@ -458,7 +458,7 @@ def test_a_restarted_witness_refuses_a_second_close(bench: RoundBench) -> None:
 
 def test_a_close_with_a_bid_not_countersigned_is_refused(bench: RoundBench) -> None:
     hashes = (*countersign(bench, bench.seal()), bench.seal("bob").bid_hash)
-    with pytest.raises(RemoteProtocolError, match="not countersigned"):
+    with pytest.raises(InvalidBidError, match="not countersigned"):
         release(bench, close_over(bench, hashes))
 
 
@@ -480,7 +480,7 @@ def test_a_bid_opens_in_one_round_only(bench: RoundBench) -> None:
     hashes = countersign(bench, bid)
     release(bench, close_over(bench, hashes))
     countersign(bench, bid)
-    with pytest.raises(RemoteProtocolError, match="not countersigned"):
+    with pytest.raises(InvalidBidError, match="not countersigned"):
         release(bench, close_over(bench, hashes, round=1))
 
 

@@ -612,7 +612,8 @@ def test_good_blocks_before_a_bad_one_are_kept(cluster: Cluster, ahead: Committe
     observer = cluster[OBSERVER]
     observer.step(BlocksResponse((ahead, bad), 3), cluster["node-1"].node_id)
     assert observer.height == 2
-    assert observer.events[-1].name == "input_refused"
+    assert [fault.name for fault in observer.faults] == ["InvalidBlockError"]
+    assert observer.faults[0].peer == cluster["node-1"].node_id
 
 
 def test_another_state_root_stops_the_node(cluster: Cluster, ahead: CommittedBlock) -> None:

@@ -117,7 +117,7 @@ def test_a_countersign_request_for_a_term_to_come_stops_nobody(nodes: Nodes) -> 
             nodes.send(sender, to, CountersignRequest((pending.submission.sealed_bid,)))
     nodes.pass_time(15_000)
     assert nodes.cores["node-1"].state.get_term(HUB).number > term.number
-    assert any(name == "input_refused" for _, name, _ in nodes.events)
+    assert any(name == "input_ignored" for _, name, _ in nodes.events)
 
 
 # --- the step ------------------------------------------------------------------------------------

@@ -30,14 +30,17 @@ class PickyTransport:
         self.sent.append(to)
         return True
 
-    def set_members(self, members: Mapping[NodeId, Any]) -> None: ...
+    def set_members(
+        self, members: Mapping[NodeId, Any], cut_off: frozenset[NodeId] = frozenset()
+    ) -> None: ...
 
 
 def test_a_message_that_cannot_travel_holds_up_no_other() -> None:
     async def run() -> tuple[list[NodeId], Answer]:
         engine = SimpleNamespace(height=0, take_journal=tuple)
         membership = SimpleNamespace(version=-1)
-        core = SimpleNamespace(engine=engine, membership=membership)
+        peers = SimpleNamespace(version=-1)
+        core = SimpleNamespace(engine=engine, membership=membership, peers=peers)
         driver = Driver(cast("NodeCore", core), cast("Storage", None))
         transport = PickyTransport()
         driver.connect(transport)
