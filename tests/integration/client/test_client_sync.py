@@ -93,6 +93,15 @@ def test_last_client_stops_the_thread(market_in_thread: Any, buyer: Identity) ->
     assert "iemas-client" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.fixture
+def _default_sigint() -> Iterator[None]:
+    """Let Ctrl-C interrupt, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_default_sigint")
 def test_ctrl_c_cancels_the_task(client: Client, market_in_thread: Any) -> None:
     market_in_thread.script.reply = "x" * 400
     market_in_thread.script.token_seconds = 0.02
