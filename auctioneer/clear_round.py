@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from auctioneer.mechanism import clear, encode_clearing
-from auctioneer.mechanism.valuation import Valuation, compute_valuation
+from auctioneer.mechanism.valuation import Offer, Valuation, compute_valuation
 from auctioneer.outcomes import ClearedRound
 from iemas.core.auction import (
     Bid,
     ProviderInput,
-    ProviderQos,
+    QosModel,
     RoundClose,
-    Scenario,
     SealedBid,
     ShareRelease,
     TaskInput,
@@ -54,7 +53,6 @@ class ProviderView:
     digest_hash: bytes
     digest: DigestIndex | None
     ask: Prices
-    qos: ProviderQos
     free_slots: int
 
 
@@ -96,16 +94,23 @@ def compute_round_valuation(
     bids: Sequence[Bid],
     providers: Sequence[ProviderInput],
     matched_blocks: Sequence[Sequence[int]],
-    scenarios: Sequence[Scenario],
+    model: QosModel,
     params: MarketParams,
 ) -> tuple[Valuation, np.ndarray]:
     """Compute the valuation of the tasks that take part, and the providers' free slots."""
     matched = np.array(matched_blocks, dtype=np.int64).reshape(len(bids), len(providers))
+    offers = [_make_offer(provider, model) for provider in providers]
     valuation = compute_valuation(
-        bids, providers, matched, scenarios=scenarios, cache_affinity=params.cache_affinity
+        bids, offers, matched, scenarios=model.scenarios, cache_affinity=params.cache_affinity
     )
     slots = np.array([provider.free_slots for provider in providers], dtype=np.int64)
     return valuation, slots
+
+
+def _make_offer(provider: ProviderInput, model: QosModel) -> Offer:
+    capability = provider.capability.message
+    row = model.get_row(capability.stamp.node_id)
+    return Offer(capability, provider.load.message, provider.ask, row)
 
 
 def clear_round(
@@ -116,7 +121,7 @@ def clear_round(
     release: Signed[ShareRelease],
     tasks: Sequence[OpenedTask],
     providers: Sequence[ProviderView],
-    scenarios: tuple[Scenario, ...],
+    model: QosModel,
     get_funds: Callable[[AccountId], int],
     previous_hash: bytes,
     ledger_height: int,
@@ -131,9 +136,7 @@ def clear_round(
         key=lambda view: compute_provider_rank(root, view.capability.message.stamp.node_id),
     )
     inputs = tuple(
-        ProviderInput(
-            view.capability, view.load, view.digest_hash, view.ask, view.qos, view.free_slots
-        )
+        ProviderInput(view.capability, view.load, view.digest_hash, view.ask, view.free_slots)
         for view in views
     )
     accounts = [AccountId(task.sealed_bid.message.account) for task in tasks]
@@ -142,7 +145,7 @@ def clear_round(
     taking_part = [n for n, reason in enumerate(dropped) if reason is UnmatchedReason.UNSPECIFIED]
     bids = [bid for n in taking_part if isinstance(bid := tasks[n].bid, Bid)]
     valuation, slots = compute_round_valuation(
-        bids, inputs, [matched[n] for n in taking_part], scenarios, params
+        bids, inputs, [matched[n] for n in taking_part], model, params
     )
     clearing = clear(valuation.welfare_micros, slots, mode=params.mode)
     transcript = Transcript(
@@ -156,7 +159,7 @@ def clear_round(
         ledger_height=ledger_height,
         close=close,
         release=release,
-        scenarios=scenarios,
+        model=model,
         providers=inputs,
         tasks=tuple(
             TaskInput(

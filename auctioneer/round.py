@@ -26,11 +26,11 @@ from iemas.core.auction import (
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    QosModel,
     Refusal,
     ReleaseNotice,
     RoundClose,
     RoundOutcome,
-    Scenario,
     ShareRelease,
     Transcript,
     TranscriptNotice,
@@ -62,8 +62,8 @@ class MarketView(Protocol):
     def get_providers(self, term: int, *, now_ms: int) -> Sequence[ProviderView]:
         """Give every provider whose reports are fresh enough, with its free slots."""
 
-    def get_scenarios(self) -> tuple[Scenario, ...]:
-        """Give the joint distribution of lengths and times that the round clears under."""
+    def get_model(self, term: int) -> QosModel | None:
+        """Give the QoS model that the term's rounds clear under; None while it is not at hand."""
 
     def get_allowance(self, account: AccountId, term: int) -> int:
         """Give the account's allowance in a term, from the ledger."""
@@ -98,6 +98,7 @@ class _OpenRound:
 
     close: Signed[RoundClose]
     bids: list[_PendingBid]
+    model: QosModel
 
     @property
     def hashes(self) -> tuple[bytes, ...]:
@@ -289,6 +290,9 @@ class Auctioneer:
     def _try_close(self, now_ms: int) -> Ready:
         if self._open_round is not None or not self._acknowledged:
             return Ready()
+        model = self._market.get_model(self.term.number)
+        if model is None:
+            return Ready()  # decided while this node was away: it is being fetched
         closes_at_ms = self._acknowledged[0].arrived_at_ms + self._params.round_window_ms
         if self._countersigning and now_ms < closes_at_ms:
             return Ready(wake_at_ms=closes_at_ms)
@@ -305,7 +309,7 @@ class Auctioneer:
                 sealed=self.term.witness is not None,
             )
         )
-        self._open_round = _OpenRound(close, bids)
+        self._open_round = _OpenRound(close, bids, model)
         self._next_round += 1
         key = self.term.number.to_bytes(8, "big") + close.message.round.to_bytes(8, "big")
         return Ready(
@@ -348,7 +352,7 @@ class Auctioneer:
             release=release,
             tasks=tasks,
             providers=self._market.get_providers(self.term.number, now_ms=now_ms),
-            scenarios=self._market.get_scenarios(),
+            model=opened.model,
             get_funds=self._get_funds,
             previous_hash=self.transcript_hashes[-1] if self.transcript_hashes else bytes(ID_BYTES),
             ledger_height=self._market.get_height(),

@@ -15,6 +15,8 @@ from auctioneer.clear_round import choose_funded, compute_provider_rank, compute
 from auctioneer.mechanism import decode_clearing, verify
 from auctioneer.opening import BidDecoder, open_bid
 from auctioneer.outcomes import ClearedRound
+from auctioneer.predictors.errors import WrongModelError
+from auctioneer.predictors.first import FIRST_MODEL
 from iemas.core.auction import MAX_TOKENS, Bid, ProviderInput, TaskInput, Transcript
 from iemas.core.election import Term
 from iemas.core.envelope import Signed, verify_signed
@@ -23,7 +25,7 @@ from iemas.core.merkle import compute_root
 from iemas.core.params import MarketParams
 from iemas.core.report import ReportStamp
 from iemas.core.sealing import SHARE_BYTES, compute_share_hash
-from iemas.core.types import AccountId, HubId, NodeId, Prices, UnmatchedReason, short_id
+from iemas.core.types import AccountId, Hash, HubId, NodeId, Prices, UnmatchedReason, short_id
 
 
 class LedgerView(Protocol):
@@ -37,6 +39,9 @@ class LedgerView(Protocol):
 
     def get_allowance(self, hub: HubId, account: AccountId, term: int) -> int:
         """Give what an account's allocations in a term may draw on."""
+
+    def get_model_of_term(self, hub: HubId, term: int) -> Hash | None:
+        """Give the hash of the QoS model that a term clears under; None before any was decided."""
 
 
 def require_valid(condition: bool, message: str, **operands: object) -> None:  # noqa: FBT001
@@ -65,6 +70,7 @@ def verify_transcript(
         term = _check_term(signed, ledger, chain_id)
         _check_close(transcript, term, chain_id)
         bids = [_check_task(transcript, task, chain_id, decode_bid) for task in transcript.tasks]
+        _check_model(transcript, ledger)
         _check_providers(transcript, ledger, chain_id, params)
         if get_reserved is not None:
             _check_funding(transcript, bids, ledger, get_reserved)
@@ -150,6 +156,18 @@ def _check_task(
     return bid
 
 
+def _check_model(transcript: Transcript, ledger: LedgerView) -> None:
+    """Check that everything is predicted from what the validators decided, and nothing else."""
+    decided = ledger.get_model_of_term(transcript.hub, transcript.term)
+    expected = FIRST_MODEL.hash if decided is None else decided
+    if transcript.model.hash != expected:
+        raise WrongModelError(
+            "the round was cleared under another QoS model than its term's",
+            model_hash=transcript.model.hash,
+            expected_hash=expected,
+        )
+
+
 def _check_providers(
     transcript: Transcript, ledger: LedgerView, chain_id: str, params: MarketParams
 ) -> None:
@@ -182,7 +200,6 @@ def _check_provider(
     _check_age(transcript, load.stamp, params.report_max_age_ms, params)
     asks = ledger.get_asks_of_term(transcript.hub, node_id, transcript.term)
     require_valid(provider.ask in asks, f"{name}'s ask is not one on the ledger")
-    require_valid(provider.qos.provider == node_id, f"{name}'s QoS model is another node's")
     free_slots = min(capability.slots, load.slots) - len(load.active)
     require_valid(
         provider.free_slots <= max(0, free_slots), f"{name} was given more slots than it has"
@@ -229,7 +246,7 @@ def _check_clearing(
     open_bids = [bid for n in taking_part if isinstance(bid := bids[n], Bid)]
     matched = [transcript.tasks[n].matched_blocks for n in taking_part]
     valuation, slots = compute_round_valuation(
-        open_bids, transcript.providers, matched, transcript.scenarios, params
+        open_bids, transcript.providers, matched, transcript.model, params
     )
     require_valid(transcript.clearing.mode == params.mode, "cleared in another mode than genesis")
     clearing = decode_clearing(transcript.clearing, valuation.welfare_micros, slots)

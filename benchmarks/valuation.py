@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from auctioneer.mechanism import compute_valuation
+from auctioneer.mechanism import Offer, compute_valuation
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.predictors.scenarios import ScenarioModel
 from benchmarks._report import add_json_option, write_report
-from iemas.core.auction import Bid, ProviderInput
+from iemas.core.auction import Bid
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.report import ReportStamp
 from iemas.core.types import Lateness, NodeId
@@ -31,7 +31,7 @@ SCENARIOS = ScenarioModel().quantise()
 UNSIGNED = Envelope(b"", b"", b"")
 
 
-def make_providers(count: int) -> list[ProviderInput]:
+def make_providers(count: int) -> list[Offer]:
     """Make providers of different speed; reports carry no signature, as none is checked here."""
     providers = []
     for n in range(count):
@@ -45,7 +45,7 @@ def make_providers(count: int) -> list[ProviderInput]:
         )
         capability = Signed(make_capability(stamp, context_tokens=32_768), UNSIGNED)
         load = Signed(make_load(stamp), UNSIGNED)
-        providers.append(ProviderInput(capability, load, bytes(32), ASK, qos, 4))
+        providers.append(Offer(capability, load, ASK, qos))
     return providers
 
 
@@ -61,9 +61,7 @@ def make_bids(rng: np.random.Generator, count: int) -> list[Bid]:
     ]
 
 
-def time_valuation(
-    bids: Sequence[Bid], providers: Sequence[ProviderInput], matched: IntArray
-) -> float:
+def time_valuation(bids: Sequence[Bid], providers: Sequence[Offer], matched: IntArray) -> float:
     """Give the median time of one valuation in ms."""
     times = []
     for _ in range(REPEATS):

@@ -74,6 +74,9 @@ PeerMessage = (
     | auction.ReleaseNotice
     | auction.TranscriptNotice
     | execution.ReceiptNotice
+    | auction.ModelNotice
+    | auction.ModelRequest
+    | auction.ModelResponse
 )
 """What members say to each other; `DeliverRequest` is its protobuf form."""
 

@@ -23,6 +23,7 @@ from iemas.consensus.snapshots import KeptSnapshot
 from iemas.core import auction, gossip
 from iemas.core.auction import (
     BidSubmission,
+    QosModel,
     Refusal,
     RoundClose,
     ShareRelease,
@@ -56,6 +57,7 @@ from iemas.ledger.transaction import (
 )
 from node.duties import Duties
 from node.execution import Execution
+from node.models import Models
 from node.provider import Provider
 from node.reporting import CurrentLoad, NodeProfile, Reporter
 from node.rounds import Rounds
@@ -187,6 +189,14 @@ class NodeCore:
             signer=signer,
             get_load=self._get_load,
         )
+        self.models = Models(
+            hub=genesis.hub,
+            chain_id=chain_id,
+            signer=signer,
+            membership=self.membership,
+            predictor=predictor,
+            get_state=lambda: self.state,
+        )
         self.rounds = Rounds(
             hub=genesis.hub,
             chain_id=chain_id,
@@ -194,7 +204,7 @@ class NodeCore:
             signer=signer,
             hpke_key=hpke_key,
             membership=self.membership,
-            predictor=predictor,
+            models=self.models,
             get_state=lambda: self.state,
             decode_bid=decode_bid,
         )
@@ -213,6 +223,7 @@ class NodeCore:
             membership=self.membership,
             provider=self.provider,
             rounds=self.rounds,
+            models=self.models,
             started_at_ms=incarnation,
         )
 
@@ -228,12 +239,14 @@ class NodeCore:
         releases: Sequence[Signed[ShareRelease]],
         unsettled: Sequence[UnsettledChannel],
         sealed_asks: Sequence[RevealAsk],
+        models: Sequence[QosModel],
     ) -> None:
         """Go on where an earlier process of this node stopped: call before the first step."""
         self.engine.restore(blocks, signed, valid, snapshot)
         self.rounds.restore(transcripts, closes, releases)
         self.provider.restore(unsettled)
         self.ask.restore(sealed_asks)
+        self.models.restore(models)
 
     @property
     def state(self) -> LedgerState:
@@ -344,6 +357,8 @@ class NodeCore:
                 return self.rounds.receive_release(sender, message, now_ms=now_ms)
             case auction.TranscriptNotice(transcript):
                 return self.rounds.receive_transcript(transcript)
+            case auction.ModelNotice() | auction.ModelRequest() | auction.ModelResponse():
+                return self.models.receive(sender, message)
             case ReceiptNotice():
                 return self._learn(message)
         raise RemoteProtocolError(f"a peer cannot send {type(message).__name__}")
@@ -369,6 +384,7 @@ class NodeCore:
         if now_ms >= self._next_tick_ms:
             self._next_tick_ms = now_ms + TICK_MS
             ready += self.membership.step(Tick(), now_ms=now_ms)
+            ready += self.models.tick(now_ms=now_ms)
             ready += self.duties.do(now_ms=now_ms)
         return ready
 
@@ -384,6 +400,7 @@ class NodeCore:
         for block in applied:
             ready += self._record_results(block)
         ready += self.rounds.follow_ledger(now_ms=now_ms)
+        ready += self.models.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self.duties.do(now_ms=now_ms)
 

@@ -24,7 +24,7 @@ from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import SignRecord, ValidRecord
-from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.auction import Bid, QosModel, RoundClose, ShareRelease, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, IemasError
 from iemas.core.execution import UnsettledChannel
@@ -242,6 +242,7 @@ def _restore(core: NodeCore, storage: Storage) -> None:
         releases=storage.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
         unsettled=storage.scan(RecordKind.UNSETTLED, UnsettledChannel),
         sealed_asks=storage.scan(RecordKind.SEALED_ASK, RevealAsk),
+        models=storage.scan(RecordKind.MODEL, QosModel),
     )
 
 

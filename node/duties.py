@@ -26,6 +26,7 @@ from iemas.ledger.transaction import (
     Transaction,
     TransactionBody,
 )
+from node.models import Models
 from node.provider import Provider
 from node.rounds import Rounds
 from node.standing_ask import StandingAsk
@@ -61,6 +62,7 @@ class Duties:
         membership: Membership,
         provider: Provider,
         rounds: Rounds,
+        models: Models,
         started_at_ms: int,
     ) -> None:
         self._hub = hub
@@ -72,6 +74,7 @@ class Duties:
         self._membership = membership
         self._provider = provider
         self._rounds = rounds
+        self._models = models
         self._started_at_ms = started_at_ms
         self._last_nonce = 0
         self._submissions: dict[str, _Submission] = {}
@@ -107,6 +110,7 @@ class Duties:
         evidence = self._rounds.get_evidence()
         if evidence is not None:
             due["evidence"] = evidence
+        due |= self._models.list_votes()
         if state.is_validator(self._node_id):
             if state.is_live(hub, self._node_id):
                 due |= self._list_absence_votes(now_ms)

@@ -17,7 +17,6 @@ from auctioneer.capacity import Capacity
 from auctioneer.clear_round import ProviderView
 from auctioneer.opening import BidDecoder
 from auctioneer.outcomes import derive_outcomes
-from auctioneer.predictors.base import Predictor
 from auctioneer.round import Auctioneer
 from auctioneer.verify import verify_transcript
 from auctioneer.witness import Witness
@@ -27,9 +26,9 @@ from iemas.core.auction import (
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    QosModel,
     ReleaseNotice,
     RoundClose,
-    Scenario,
     ShareRelease,
     Transcript,
 )
@@ -51,6 +50,7 @@ from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
 from iemas.ledger.records import TermKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Evidence, RoundRoots, TranscriptEvidence
+from node.models import Models
 
 MAX_DEFERRED = 64
 """How many messages of one validator may wait for the replica to catch up."""
@@ -74,7 +74,7 @@ class Rounds:
         signer: Signer,
         hpke_key: X25519PrivateKey,
         membership: Membership,
-        predictor: Predictor,
+        models: Models,
         get_state: Callable[[], LedgerState],
         decode_bid: BidDecoder,
     ) -> None:
@@ -84,7 +84,7 @@ class Rounds:
         self._signer = signer
         self._hpke_key = hpke_key
         self._membership = membership
-        self._predictor = predictor
+        self._models = models
         self._get_state = get_state
         self._decode_bid = decode_bid
         self._capacity = Capacity()
@@ -119,9 +119,9 @@ class Rounds:
         self._digests = {key: index for key, index in self._digests.items() if key in live}
         return views
 
-    def get_scenarios(self) -> tuple[Scenario, ...]:
-        """Give the joint distribution of answer lengths and times, as learnt so far."""
-        return self._predictor.quantise_scenarios()
+    def get_model(self, term: int) -> QosModel | None:
+        """Give the QoS model of a term; None while it is not at hand."""
+        return self._models.get_model(term)
 
     def _view_provider(
         self, node_id: NodeId, record: NodeRecord, term: int, now_ms: int
@@ -149,7 +149,6 @@ class Rounds:
             digest_hash=digest_hash,
             digest=digest,
             ask=asks[0],
-            qos=self._predictor.quantise(node_id),
             free_slots=self._capacity.compute_free_slots(capability, load.message, now_ms=now_ms),
         )
 

@@ -38,7 +38,7 @@ from iemas.ledger.transfer import LedgerAccount, Transfer
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 BLOCKS_PAGE = 64
 

@@ -16,6 +16,7 @@ from auctioneer.mechanism.clearing import (
 )
 from auctioneer.mechanism.gains import CandidateWelfare
 from auctioneer.mechanism.valuation import (
+    Offer,
     Prediction,
     Valuation,
     compute_rates,
@@ -27,6 +28,7 @@ __all__ = [
     "CandidateWelfare",
     "Certificate",
     "Clearing",
+    "Offer",
     "Prediction",
     "Valuation",
     "clear",

@@ -25,12 +25,12 @@ from auctioneer.mechanism.arrays import IntArray, freeze, is_int64
 from auctioneer.mechanism.errors import InvalidValuationInputError
 from auctioneer.mechanism.lateness import compute_expected_lateness
 from auctioneer.mechanism.rates import compute_rates
-from iemas.core.auction import N_SCENARIOS, Bid, ProviderInput, ProviderQos, Scenario
-from iemas.core.report import LoadReport
+from iemas.core.auction import N_SCENARIOS, Bid, ProviderQos, Scenario
+from iemas.core.report import CapabilityReport, LoadReport
 from iemas.core.settlement import compute_worst_case_micros
-from iemas.core.types import PPM
+from iemas.core.types import PPM, Prices
 
-__all__ = ["Prediction", "Valuation", "compute_rates", "compute_valuation", "predict"]
+__all__ = ["Offer", "Prediction", "Valuation", "compute_rates", "compute_valuation", "predict"]
 
 MAX_TTFT_US: Final = 10**12
 """Predictions of the time to first token end here, past any deadline and decay (two days)."""
@@ -38,6 +38,16 @@ MAX_TTFT_US: Final = 10**12
 _MAX_PENDING_TOKENS: Final = 10**8
 _MAX_CONTEXT_TOKENS: Final = 2**40
 _MEGA: Final = np.int64(10**6)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a provider brings into a round: its reports, its ask, and its row of the QoS model."""
+
+    capability: CapabilityReport
+    load: LoadReport
+    ask: Prices
+    qos: ProviderQos
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ def predict(qos: ProviderQos, load: LoadReport, *, uncached_tokens: int) -> Pred
 
 def compute_valuation(
     bids: Sequence[Bid],
-    providers: Sequence[ProviderInput],
+    providers: Sequence[Offer],
     matched_blocks: IntArray,
     *,
     scenarios: Sequence[Scenario],
@@ -194,7 +204,7 @@ class _Providers:
     asks: IntArray
 
     @classmethod
-    def gather(cls, providers: Sequence[ProviderInput]) -> _Providers:
+    def gather(cls, providers: Sequence[Offer]) -> _Providers:
         columns = _gather([_get_provider_row(provider) for provider in providers], 10)
         return cls(
             columns[0],
@@ -208,10 +218,10 @@ class _Providers:
         )
 
 
-def _get_provider_row(provider: ProviderInput) -> tuple[int, ...]:
+def _get_provider_row(provider: Offer) -> tuple[int, ...]:
     """Give the numbers of `_Providers`, within bounds that no product can overflow."""
-    capability, qos, ask = provider.capability.message, provider.qos, provider.ask
-    idle = predict(qos, provider.load.message, uncached_tokens=0)
+    capability, qos, ask = provider.capability, provider.qos, provider.ask
+    idle = predict(qos, provider.load, uncached_tokens=0)
     return (
         min(capability.context_tokens, _MAX_CONTEXT_TOKENS),
         min(max(capability.block_size, 1), _MAX_CONTEXT_TOKENS),
@@ -305,7 +315,7 @@ def _sum_products(prices: IntArray, ppm_tokens: IntArray) -> tuple[IntArray, Int
 
 def _find_feasible(
     bids: Sequence[Bid],
-    providers: Sequence[ProviderInput],
+    providers: Sequence[Offer],
     tasks: _Tasks,
     sellers: _Providers,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
@@ -314,7 +324,7 @@ def _find_feasible(
     # A provider of a model that nobody asks for gets −2, a bid that names none −1: never equal.
     asked = np.array([names.get(bid.model, -1) for bid in bids], dtype=np.int64)
     served = np.array(
-        [names.get(provider.capability.message.model, -2) for provider in providers],
+        [names.get(provider.capability.model, -2) for provider in providers],
         dtype=np.int64,
     )
     funded = np.array(

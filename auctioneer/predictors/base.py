@@ -1,8 +1,8 @@
 """What every QoS predictor can do: learn from receipts, and say what it learnt in integers.
 
 A predictor is pure: no clock, no randomness, no I/O. Every node feeds its own with the receipts
-that it sees, so the next auctioneer is warm when its term begins. A round uses only the quantised
-coefficients, which travel in its transcript.
+that it sees, proposes a model from it when it is its turn, and judges by it what others propose
+(`agreement`). Rounds use the quantised model that the validators decided, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ class Predictor(Protocol):
 
     def quantise(self, provider: NodeId) -> ProviderQos:
         """Give the model of a provider, known or not, in the integers that a round uses."""
+
+    def quantise_prior(self) -> ProviderQos:
+        """Give what is predicted of a provider never met; `samples` counts the hub's receipts."""
+
+    def list_known(self) -> tuple[NodeId, ...]:
+        """List the providers that it has receipts of, in the order of their ids."""
 
     def quantise_scenarios(self) -> tuple[Scenario, ...]:
         """Give the joint distribution of lengths and times of the hub's tasks."""

@@ -22,7 +22,7 @@ The number of providers is bounded; the one not heard of for longest goes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -32,7 +32,7 @@ from auctioneer.predictors.regression import FloatArray, Posterior, Prior, Regre
 from auctioneer.predictors.scenarios import FinishedTask, ScenarioModel
 from iemas.core.auction import MAX_TOKENS, ProviderQos, Scenario
 from iemas.core.execution import Receipt
-from iemas.core.types import FinishReason, NodeId
+from iemas.core.types import ID_BYTES, FinishReason, NodeId
 
 FORGETTING: Final = 0.995
 """What is left of an observation after the next one: half after about 140."""
@@ -127,6 +127,14 @@ class LinearPredictor:
             token_us=_quantise(token.mean[0]),
             token_sd_us=_quantise(math.sqrt(token.compute_variance(_ONE))),
         )
+
+    def quantise_prior(self) -> ProviderQos:
+        """Give what is predicted of a provider never met; `samples` counts the hub's receipts."""
+        return replace(self.quantise(NodeId(bytes(ID_BYTES))), samples=self._hub.samples)
+
+    def list_known(self) -> tuple[NodeId, ...]:
+        """List the providers that it has receipts of, in the order of their ids."""
+        return tuple(sorted(self._providers))
 
     def quantise_scenarios(self) -> tuple[Scenario, ...]:
         """Give the joint distribution of lengths and times of the hub's tasks."""

@@ -17,11 +17,12 @@ from typing import Final
 
 import numpy as np
 
+from auctioneer.mechanism import Offer
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.predictors.scenarios import FinishedTask, ScenarioModel
-from iemas.core.auction import Bid, ProviderInput, ProviderQos, Scenario
+from iemas.core.auction import Bid, ProviderQos, Scenario
 from iemas.core.encoding import compute_hash
-from iemas.core.envelope import Envelope, Signed
+from iemas.core.envelope import Envelope
 from iemas.core.report import CapabilityReport, LoadReport, ReportStamp
 from iemas.core.settlement import compute_worst_case_micros
 from iemas.core.types import PPM, HashAlgorithm, HubId, Lateness, NodeId, Prices
@@ -160,7 +161,7 @@ def make_scenarios(
     return model.quantise()
 
 
-def offer(provider: Provider, ask: Prices, qos: ProviderQos) -> ProviderInput:
+def offer(provider: Provider, ask: Prices, qos: ProviderQos) -> Offer:
     """Make what a round takes in of a provider, as if its reports had been signed."""
     stamp = ReportStamp(NodeId(_NO_HASH), 1, 0, 0, 1)
     capability = CapabilityReport(
@@ -182,6 +183,4 @@ def offer(provider: Provider, ask: Prices, qos: ProviderQos) -> ProviderInput:
         hardware="",
     )
     load = LoadReport(stamp, provider.slots, (), (), 0)
-    return ProviderInput(
-        Signed(capability, _UNSIGNED), Signed(load, _UNSIGNED), _NO_HASH, ask, qos, provider.slots
-    )
+    return Offer(capability, load, ask, qos)

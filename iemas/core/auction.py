@@ -6,14 +6,20 @@ are integer micro-credits. Source: design §4 to §6.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import astuple, dataclass, fields, replace
+from itertools import pairwise
+from operator import attrgetter
 
+from iemas.core.encoding import compute_hash, encode_canonical
 from iemas.core.envelope import Signed
 from iemas.core.merkle import InclusionProof
 from iemas.core.report import BLOCK_KEY_BYTES, CapabilityReport, LoadReport
 from iemas.core.types import (
+    ID_BYTES,
     AccountId,
     ChannelId,
+    Hash,
     HubId,
     Lateness,
     NodeId,
@@ -27,6 +33,8 @@ MAX_TOKENS = 10_000_000
 MAX_MICROS = 2**53
 N_SCENARIOS = 16
 """How many scenarios a round weighs: a divisor of 10^6, so that means are whole in ppm."""
+MAX_MODEL_ROWS = 4096
+"""How many providers a QoS model knows one by one, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,10 @@ class ProviderQos:
             require(0 <= getattr(self, name) <= 10**10, f"{name} must be in 0..10^10 µs")
 
 
+_GET_NUMBERS = attrgetter(*[field.name for field in fields(ProviderQos)])
+"""A row as a plain tuple, its fields in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One of `N_SCENARIOS` equally likely ways in which any task of a hub may go.
@@ -203,8 +215,47 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
+class QosModel:
+    """What a hub's rounds are predicted from: the validators voted for its hash.
+
+    `rows` are those of known providers, in the order of their ids. `prior` predicts everyone else;
+    its own `provider` is zeros and its `samples` count the hub's receipts. Source: design §5.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    prior: ProviderQos
+    rows: tuple[ProviderQos, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.scenarios) == N_SCENARIOS, f"there must be {N_SCENARIOS} scenarios")
+        require(self.prior.provider == bytes(ID_BYTES), "the prior is no provider's")
+        require(len(self.rows) <= MAX_MODEL_ROWS, f"a model has at most {MAX_MODEL_ROWS} rows")
+        require(all(row.samples > 0 for row in self.rows), "a row comes from receipts")
+        ids = [row.provider for row in self.rows]
+        require(
+            all(one < other for one, other in pairwise(ids)),
+            "rows must be in the order of their providers, one each",
+        )
+
+    @property
+    def hash(self) -> Hash:
+        """Name the model: the hash of its canonical CBOR."""
+        scenarios = tuple([astuple(scenario) for scenario in self.scenarios])
+        rows = tuple([_GET_NUMBERS(row) for row in self.rows])
+        plain = ("iemas.v1.QosModel", scenarios, _GET_NUMBERS(self.prior), rows)
+        return compute_hash(encode_canonical(plain))
+
+    def get_row(self, provider: NodeId) -> ProviderQos:
+        """Give the row of a provider; the prior's numbers, of no samples, if it has none."""
+        place = bisect_left(self.rows, provider, key=attrgetter("provider"))
+        if place < len(self.rows) and self.rows[place].provider == provider:
+            return self.rows[place]
+        return replace(self.prior, provider=provider, samples=0)
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderInput:
-    """What the round used of one provider: its signed reports, ask, model and free slots.
+    """What the round used of one provider: its signed reports, ask and free slots.
 
     `digest_hash` names the cache digest that `matched_blocks` was counted in (zeros: none).
     """
@@ -213,7 +264,6 @@ class ProviderInput:
     load: Signed[LoadReport]
     digest_hash: bytes
     ask: Prices
-    qos: ProviderQos
     free_slots: int
 
     def __post_init__(self) -> None:
@@ -259,9 +309,9 @@ class ClearingResult:
 class Transcript:
     """All that is needed to check a round. Source: design §4 step 5, §5, §8.
 
-    It holds no prompt, no answer and no block hashes. `previous_hash` chains the transcripts of a
-    term (zeros for its first). `ledger_height` is the auctioneer's when it cleared: a verifier that
-    is behind waits for it.
+    It holds no prompt, no answer and no block hashes. `model` is the one that the ledger names for
+    the term. `previous_hash` chains the transcripts of a term (zeros for its first).
+    `ledger_height` is the auctioneer's when it cleared: a verifier that is behind waits for it.
     """
 
     hub: HubId
@@ -274,14 +324,13 @@ class Transcript:
     ledger_height: int
     close: Signed[RoundClose]
     release: Signed[ShareRelease]
-    scenarios: tuple[Scenario, ...]
+    model: QosModel
     providers: tuple[ProviderInput, ...]
     tasks: tuple[TaskInput, ...]
     clearing: ClearingResult
 
     def __post_init__(self) -> None:
         require_id("previous_hash", self.previous_hash)
-        require(len(self.scenarios) == N_SCENARIOS, f"there must be {N_SCENARIOS} scenarios")
         for task in self.tasks:
             require(
                 len(task.matched_blocks) == len(self.providers),
@@ -390,6 +439,40 @@ class TranscriptNotice:
     """A round's signed transcript, to every node of the hub."""
 
     transcript: Signed[Transcript]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProposal:
+    """A term's auctioneer proposes a QoS model for an ask epoch of the hub."""
+
+    hub: HubId
+    epoch: int
+    term: int
+    model: QosModel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNotice:
+    """A signed proposal of a model, to every validator."""
+
+    proposal: Signed[ModelProposal]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A validator asks for a model that the ledger names and that it lacks."""
+
+    model_hash: Hash
+
+    def __post_init__(self) -> None:
+        require_id("model_hash", self.model_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResponse:
+    """The model asked for: its hash proves it."""
+
+    model: QosModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class RecordKind(StrEnum):
     CLOSED_ROUND = "closed_round"
     UNSETTLED = "unsettled"
     SEALED_ASK = "sealed_ask"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ def _carry_model(state: LedgerState, hub: HubId, number: int) -> None:
     """Let the last model that was decided stand, and forget those before and all votes."""
     known = [key for key in sorted(state.models) if key.hub == hub]
     if known:
-        model_hash = state.models[known[-1]]
+        last = state.models[known[-1]]
         for key in known:
             del state.models[key]
-        state.models[ModelKey(hub, number)] = model_hash
+        state.models[ModelKey(hub, number)] = last
     for vote in [k for k in state.model_votes if k.hub == hub and k.epoch <= number]:
         del state.model_votes[vote]
 

@@ -200,6 +200,14 @@ class AskEpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """The QoS model of an ask epoch: its hash, and the time of the block that decided it."""
+
+    model_hash: Hash
+    decided_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class ValidatorRecord:
     """A validator's place in a hub's election; an absent one has no priority."""
 
@@ -212,7 +220,8 @@ class TermRecord:
     """An open term. `roots` are its transcripts' hashes once its books are closed.
 
     `consecutive` counts the auctioneer's terms in a row up to this one. `convicted` tells that a
-    wrong transcript of this term was proven to its auctioneer.
+    wrong transcript of this term was proven to its auctioneer. `model` is the QoS model that stood
+    when it started; None if none had been decided.
     """
 
     auctioneer: NodeId
@@ -222,6 +231,7 @@ class TermRecord:
     books_closed: bool = False
     roots: tuple[bytes, ...] = ()
     convicted: bool = False
+    model: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from iemas.ledger.records import (
     HoldRecord,
     JailRecord,
     ModelKey,
+    ModelRecord,
     ModelVoteKey,
     OffenceKey,
     ParameterVoteKey,
@@ -110,8 +111,8 @@ class LedgerState:
     """By payer, in the order in which they were held."""
     ask_epochs: dict[HubId, AskEpochRecord] = field(default_factory=dict)
     commitments: dict[CommitmentKey, CommitmentRecord] = field(default_factory=dict)
-    models: dict[ModelKey, Hash] = field(default_factory=dict)
-    """Hashes of the QoS models of the current ask epoch and, once decided, of the next."""
+    models: dict[ModelKey, ModelRecord] = field(default_factory=dict)
+    """The QoS models of the current ask epoch and, once decided, of the next."""
     model_votes: dict[ModelVoteKey, Hash] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     """What differs from genesis' parameters."""
@@ -160,7 +161,29 @@ class LedgerState:
     def get_model(self, hub: HubId) -> Hash | None:
         """Give the hash of the QoS model of the hub's current ask epoch; None before any vote."""
         epoch = self.ask_epochs.get(hub)
-        return None if epoch is None else self.models.get(ModelKey(hub, epoch.number))
+        record = None if epoch is None else self.models.get(ModelKey(hub, epoch.number))
+        return None if record is None else record.model_hash
+
+    def get_model_of_term(self, hub: HubId, number: int) -> Hash | None:
+        """Give the hash of the QoS model that an open term clears under; None for the first one."""
+        record = self.terms.get(TermKey(hub, number))
+        return None if record is None else record.model
+
+    def list_votable_epochs(self, hub: HubId) -> tuple[int, ...]:
+        """List the ask epochs whose QoS model can be voted on now, the current one first.
+
+        The next one until it is decided. The current one if it began without a model: then a
+        decision counts from the next term on, and a later one replaces it.
+        """
+        epoch = self.ask_epochs[hub]
+        current = self.models.get(ModelKey(hub, epoch.number))
+        is_young = current is None or current.decided_at_ms >= self.get_epoch_start(epoch.number)
+        is_open = ModelKey(hub, epoch.number + 1) not in self.models
+        return (epoch.number,) * is_young + (epoch.number + 1,) * is_open
+
+    def get_epoch_start(self, number: int) -> int:
+        """Give the time from which on an ask epoch is due, in ms."""
+        return self.genesis.time_ms + number * self.params.ask_epoch_ms
 
     def get_hubs(self) -> tuple[HubId, ...]:
         """List the hubs in sorted order."""

@@ -37,7 +37,10 @@ def apply_next_term(state: LedgerState, hub: HubId, time_ms: int) -> None:
 
 
 def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> None:
-    """Adopt changed parameters, elect, drop old votes, close due terms, freeze allowances."""
+    """Adopt changed parameters, elect, drop old votes, close due terms, freeze what it may use.
+
+    That is the accounts' allowances and the QoS model.
+    """
     state.adopt_parameters()
     _return_to_duty(state, hub)
     term, after = compute_term(
@@ -53,7 +56,7 @@ def start_term(state: LedgerState, hub: HubId, number: int, time_ms: int) -> Non
         del state.votes[vote]
     close_terms(state, hub, number - state.params.settle_terms)
     state.terms[TermKey(hub, number)] = TermRecord(
-        term.auctioneer, term.witness, time_ms, consecutive
+        term.auctioneer, term.witness, time_ms, consecutive, model=state.get_model(hub)
     )
     state.current_terms[hub] = number
     _freeze_allowances(state, hub, number)

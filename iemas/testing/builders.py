@@ -14,7 +14,14 @@ from typing import Any
 from iemas.client._bidding import PendingBid, TermInfo, make_bid_submission
 from iemas.client._channel import Channel
 from iemas.client._metering import TaskMeter
-from iemas.core.auction import N_SCENARIOS, Allocation, Bid, ProviderQos, Scenario
+from iemas.core.auction import (
+    N_SCENARIOS,
+    Allocation,
+    Bid,
+    ProviderQos,
+    QosModel,
+    Scenario,
+)
 from iemas.core.election import Term
 from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed, Signer
@@ -22,7 +29,7 @@ from iemas.core.execution import TaskPayload
 from iemas.core.identity import Identity
 from iemas.core.report import CacheDigest, CapabilityReport, LoadReport, Report, ReportStamp
 from iemas.core.settlement import compute_worst_case_micros
-from iemas.core.types import ChannelId, HashAlgorithm, Lateness, NodeId, Prices
+from iemas.core.types import ID_BYTES, ChannelId, HashAlgorithm, Lateness, NodeId, Prices
 from iemas.testing.chain import LedgerChain, make_identity
 
 BLOCK_SIZE = 16
@@ -136,6 +143,17 @@ def make_scenarios(
             deviations_ppm[k % len(deviations_ppm)],
         )
         for k in range(N_SCENARIOS)
+    )
+
+
+def make_qos_model(
+    *rows: ProviderQos, scenarios: tuple[Scenario, ...] | None = None, **prior: Any
+) -> QosModel:
+    """Make a model of these rows, in any order, and of a prior as `make_qos` has it."""
+    return QosModel(
+        scenarios if scenarios is not None else make_scenarios(),
+        make_qos(NodeId(bytes(ID_BYTES)), **prior),
+        tuple(sorted(rows, key=lambda row: row.provider)),
     )
 
 

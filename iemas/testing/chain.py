@@ -12,6 +12,8 @@ from iemas.core.auction import (
     N_SCENARIOS,
     Allocation,
     ClearingResult,
+    ProviderQos,
+    QosModel,
     RoundClose,
     Scenario,
     SealedBid,
@@ -48,6 +50,9 @@ START_MS = 1_800_000_000_000
 CHANNEL = ChannelId(7)
 PRICES = Prices(100, 10, 200)
 SOME_HASH = bytes(32)
+SOME_MODEL = QosModel(
+    (Scenario(1, 0, 0),) * N_SCENARIOS, ProviderQos(NodeId(SOME_HASH), 0, 0, 0, 0, 0, 0, 0, 0), ()
+)
 KNOWN_NAMES = ("node-1", "node-2", "node-3", "node-4", "alice", "bob", "carol")
 
 
@@ -339,7 +344,7 @@ class LedgerChain:
             ledger_height=0,
             close=self.sign("node-1", close),
             release=self.sign("node-2", release),
-            scenarios=(Scenario(1, 0, 0),) * N_SCENARIOS,
+            model=SOME_MODEL,
             providers=(),
             tasks=(),
             clearing=ClearingResult("provider", (), 0, (), (), (), ()),

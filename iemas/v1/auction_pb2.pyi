@@ -335,8 +335,40 @@ class Scenario(_message.Message):
 Global___Scenario: _TypeAlias = Scenario  # noqa: Y015
 
 @_typing.final
+class QosModel(_message.Message):
+    """What a hub's rounds are predicted from: the validators voted for its hash."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCENARIOS_FIELD_NUMBER: _builtins.int
+    PRIOR_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scenarios(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scenario]: ...
+    @_builtins.property
+    def prior(self) -> Global___ProviderQos: ...
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderQos]:
+        """in the order of their providers"""
+
+    def __init__(
+        self,
+        *,
+        scenarios: _abc.Iterable[Global___Scenario] | None = ...,
+        prior: Global___ProviderQos | None = ...,
+        rows: _abc.Iterable[Global___ProviderQos] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prior", b"prior"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prior", b"prior", "rows", b"rows", "scenarios", b"scenarios"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QosModel: _TypeAlias = QosModel  # noqa: Y015
+
+@_typing.final
 class ProviderInput(_message.Message):
-    """What the round used of one provider: its signed reports, ask, model and free slots."""
+    """What the round used of one provider: its signed reports, ask and free slots."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -344,7 +376,6 @@ class ProviderInput(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     DIGEST_HASH_FIELD_NUMBER: _builtins.int
     ASK_FIELD_NUMBER: _builtins.int
-    QOS_FIELD_NUMBER: _builtins.int
     FREE_SLOTS_FIELD_NUMBER: _builtins.int
     digest_hash: _builtins.bytes
     free_slots: _builtins.int
@@ -358,8 +389,6 @@ class ProviderInput(_message.Message):
 
     @_builtins.property
     def ask(self) -> _types_pb2.Prices: ...
-    @_builtins.property
-    def qos(self) -> Global___ProviderQos: ...
     def __init__(
         self,
         *,
@@ -367,12 +396,11 @@ class ProviderInput(_message.Message):
         load: _types_pb2.Envelope | None = ...,
         digest_hash: _builtins.bytes = ...,
         ask: _types_pb2.Prices | None = ...,
-        qos: Global___ProviderQos | None = ...,
         free_slots: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "capability", b"capability", "load", b"load", "qos", b"qos"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "capability", b"capability", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "capability", b"capability", "digest_hash", b"digest_hash", "free_slots", b"free_slots", "load", b"load", "qos", b"qos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "capability", b"capability", "digest_hash", b"digest_hash", "free_slots", b"free_slots", "load", b"load"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,7 +503,7 @@ class Transcript(_message.Message):
     LEDGER_HEIGHT_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
-    SCENARIOS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     CLEARING_FIELD_NUMBER: _builtins.int
@@ -496,7 +524,7 @@ class Transcript(_message.Message):
         """of ShareRelease"""
 
     @_builtins.property
-    def scenarios(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scenario]: ...
+    def model(self) -> Global___QosModel: ...
     @_builtins.property
     def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderInput]: ...
     @_builtins.property
@@ -516,14 +544,14 @@ class Transcript(_message.Message):
         ledger_height: _builtins.int = ...,
         close: _types_pb2.Envelope | None = ...,
         release: _types_pb2.Envelope | None = ...,
-        scenarios: _abc.Iterable[Global___Scenario] | None = ...,
+        model: Global___QosModel | None = ...,
         providers: _abc.Iterable[Global___ProviderInput] | None = ...,
         tasks: _abc.Iterable[Global___TaskInput] | None = ...,
         clearing: Global___ClearingResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clearing", b"clearing", "close", b"close", "release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clearing", b"clearing", "close", b"close", "model", b"model", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "ledger_height", b"ledger_height", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "scenarios", b"scenarios", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "cleared_at_ms", b"cleared_at_ms", "clearing", b"clearing", "close", b"close", "hub", b"hub", "ledger_height", b"ledger_height", "model", b"model", "previous_hash", b"previous_hash", "providers", b"providers", "release", b"release", "round", b"round", "tasks", b"tasks", "term", b"term", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -816,6 +844,104 @@ class TranscriptNotice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TranscriptNotice: _TypeAlias = TranscriptNotice  # noqa: Y015
+
+@_typing.final
+class ModelProposal(_message.Message):
+    """A term's auctioneer proposes a QoS model for an ask epoch of the hub."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    epoch: _builtins.int
+    term: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___QosModel: ...
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        term: _builtins.int = ...,
+        model: Global___QosModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hub", b"hub", "model", b"model", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelProposal: _TypeAlias = ModelProposal  # noqa: Y015
+
+@_typing.final
+class ModelNotice(_message.Message):
+    """A signed proposal of a model, to every validator."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def proposal(self) -> _types_pb2.Envelope:
+        """of ModelProposal"""
+
+    def __init__(
+        self,
+        *,
+        proposal: _types_pb2.Envelope | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["proposal", b"proposal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proposal", b"proposal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelNotice: _TypeAlias = ModelNotice  # noqa: Y015
+
+@_typing.final
+class ModelRequest(_message.Message):
+    """A validator asks for a model that the ledger names and that it lacks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    model_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        model_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_hash", b"model_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelRequest: _TypeAlias = ModelRequest  # noqa: Y015
+
+@_typing.final
+class ModelResponse(_message.Message):
+    """The model asked for: its hash proves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___QosModel: ...
+    def __init__(
+        self,
+        *,
+        model: Global___QosModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelResponse: _TypeAlias = ModelResponse  # noqa: Y015
 
 @_typing.final
 class BidAccepted(_message.Message):

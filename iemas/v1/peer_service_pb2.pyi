@@ -54,6 +54,9 @@ class DeliverRequest(_message.Message):
     CHUNKS_RESPONSE_FIELD_NUMBER: _builtins.int
     RECALL_REQUEST_FIELD_NUMBER: _builtins.int
     RECALL_RESPONSE_FIELD_NUMBER: _builtins.int
+    MODEL_NOTICE_FIELD_NUMBER: _builtins.int
+    MODEL_REQUEST_FIELD_NUMBER: _builtins.int
+    MODEL_RESPONSE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report_push(self) -> _gossip_pb2.ReportPush: ...
     @_builtins.property
@@ -106,6 +109,12 @@ class DeliverRequest(_message.Message):
     def recall_request(self) -> _consensus_pb2.RecallRequest: ...
     @_builtins.property
     def recall_response(self) -> _consensus_pb2.RecallResponse: ...
+    @_builtins.property
+    def model_notice(self) -> _auction_pb2.ModelNotice: ...
+    @_builtins.property
+    def model_request(self) -> _auction_pb2.ModelRequest: ...
+    @_builtins.property
+    def model_response(self) -> _auction_pb2.ModelResponse: ...
     def __init__(
         self,
         *,
@@ -135,12 +144,15 @@ class DeliverRequest(_message.Message):
         chunks_response: _consensus_pb2.ChunksResponse | None = ...,
         recall_request: _consensus_pb2.RecallRequest | None = ...,
         recall_response: _consensus_pb2.RecallResponse | None = ...,
+        model_notice: _auction_pb2.ModelNotice | None = ...,
+        model_request: _auction_pb2.ModelRequest | None = ...,
+        model_response: _auction_pb2.ModelResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status", "snapshot_request", "snapshot_offer", "light_block_request", "light_block_response", "chunks_request", "chunks_response", "recall_request", "recall_response"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status", "snapshot_request", "snapshot_offer", "light_block_request", "light_block_response", "chunks_request", "chunks_response", "recall_request", "recall_response", "model_notice", "model_request", "model_response"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -13,7 +13,7 @@ from typing import Any
 from iemas import wire
 from iemas.consensus.messages import ConsensusStatus
 from iemas.consensus.voting import DoubleVote, Proposal
-from iemas.core.auction import N_SCENARIOS, Scenario, Transcript
+from iemas.core.auction import N_SCENARIOS, QosModel, Scenario, Transcript
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
 from iemas.core.execution import Receipt
@@ -22,6 +22,7 @@ from iemas.core.identity import Identity
 from iemas.core.merkle import InclusionProof
 from iemas.core.params import CLEARING_MODES, Genesis, MarketParams
 from iemas.core.report import CacheDigest
+from iemas.core.types import ID_BYTES, NodeId
 from iemas.core.vote import Vote, VoteKind
 
 Values = dict[str, Any]
@@ -79,11 +80,20 @@ def _make_values(cls: type, random: Random, attempt: int, chain_id: str) -> dict
     return values if correct is None else {**values, **correct(values, random, chain_id)}
 
 
-def _correct_transcript(values: Values, random: Random, chain_id: str) -> Values:
+def _correct_model(values: Values, random: Random, chain_id: str) -> Values:
     scenarios = tuple(Scenario(random.randint(1, 10**7), 0, 0) for _ in range(N_SCENARIOS))
+    prior = dataclasses.replace(values["prior"], provider=NodeId(bytes(ID_BYTES)))
+    rows = [
+        dataclasses.replace(row, provider=NodeId(bytes([n]) * ID_BYTES), samples=n)
+        for n, row in enumerate(values["rows"], start=1)
+    ]
+    return {"scenarios": scenarios, "prior": prior, "rows": tuple(rows)}
+
+
+def _correct_transcript(values: Values, random: Random, chain_id: str) -> Values:
     counts = tuple(range(len(values["providers"])))
     tasks = (dataclasses.replace(task, matched_blocks=counts) for task in values["tasks"])
-    return {"scenarios": scenarios, "tasks": tuple(tasks)}
+    return {"tasks": tuple(tasks)}
 
 
 def _correct_params(values: Values, random: Random, chain_id: str) -> Values:
@@ -109,6 +119,7 @@ def _correct_double_vote(values: Values, random: Random, chain_id: str) -> Value
 
 _CORRECTIONS: dict[type, Callable[[Values, Random, str], Values]] = {
     Transcript: _correct_transcript,
+    QosModel: _correct_model,
     MarketParams: _correct_params,
     CacheDigest: _correct_digest,
     DoubleVote: _correct_double_vote,

@@ -112,6 +112,10 @@ class ForgetfulAsk(StandingAsk):
 _PROCESSES: Counter[NodeId] = Counter()
 
 
+def _agree_with_all(*_: object) -> None:
+    """Find nothing wrong with a model."""
+
+
 @dataclass(frozen=True)
 class BrokenRule:
     """What is replaced by what, and the promise that then breaks."""
@@ -162,6 +166,11 @@ BROKEN_RULES = {
         "a channel's total is paid again",
         (("iemas.ledger.state.LedgerState.get_settled_total", _forget_settled),),
         ("no double payment",),
+    ),
+    "any-model": BrokenRule(
+        "a validator votes for every model that is proposed",
+        (("node.models.validate_model", _agree_with_all),),
+        ("fair models",),
     ),
     "half-quorum": BrokenRule(
         "half of the power is a quorum",

@@ -194,5 +194,12 @@ def check_convictions(history: History, applied: AppliedBlock) -> None:
         _require(accused in history.villains, "no false conviction", what)
 
 
+def check_models(history: History) -> None:
+    """No model stands that nobody honest agrees with."""
+    for key, record in history.state.models.items():
+        what = f"a bent model stands for epoch {key.epoch}"
+        _require(record.model_hash not in history.bent, "fair models", what)
+
+
 def _name(value: bytes) -> str:
     return value.hex()[:8] if value else "nil"

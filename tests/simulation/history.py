@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from iemas.consensus.chain import AppliedBlock, Chain
 from iemas.consensus.messages import CommittedBlock
 from iemas.core.params import Genesis
-from iemas.core.types import NodeId
+from iemas.core.types import Hash, NodeId
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.records import TotalKey
 from iemas.ledger.rules.evidence import TranscriptVerifier
@@ -27,6 +27,8 @@ class History:
     chain_id: str
     verify_transcript: TranscriptVerifier
     villains: set[NodeId] = field(default_factory=set)
+    bent: set[Hash] = field(default_factory=set)
+    """QoS models that villains proposed and nobody may agree with."""
     blocks: dict[int, CommittedBlock] = field(default_factory=dict)
     roots: dict[int, bytes] = field(default_factory=dict)
     committed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))

@@ -14,7 +14,7 @@ from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import CommittedBlock, SignRecord, ValidRecord
-from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.auction import Bid, QosModel, RoundClose, ShareRelease, Transcript
 from iemas.core.encoding import compute_hash
 from iemas.core.errors import IemasError, InvalidInputError, ProviderBusyError
 from iemas.core.execution import ReceiptCountersigned, TaskStart, UnsettledChannel
@@ -162,6 +162,7 @@ class SimulatedNode(Host):
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
             unsettled=disk.scan(RecordKind.UNSETTLED, UnsettledChannel),
             sealed_asks=disk.scan(RecordKind.SEALED_ASK, RevealAsk),
+            models=disk.scan(RecordKind.MODEL, QosModel),
         )
 
     def _join(self, other: SimulatedNode) -> None:

@@ -31,7 +31,13 @@ from iemas.consensus.messages import (
 )
 from iemas.consensus.tendermint import Tendermint
 from iemas.consensus.voting import NO_ROUND, Proposal, Vote, VoteKind
-from iemas.core.auction import ReleaseNotice, Transcript, TranscriptNotice
+from iemas.core.auction import (
+    ModelNotice,
+    QosModel,
+    ReleaseNotice,
+    Transcript,
+    TranscriptNotice,
+)
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.ready import Ready
 from iemas.core.types import AccountId, Hash, NodeId
@@ -116,6 +122,8 @@ class Villain:
         self.fooled: set[NodeId] = set()
         self.plotting: Plot | None = None
         self.nonce = FIRST_NONCE
+        self.bent: set[Hash] = set()
+        """Models that it proposed and nobody may agree with."""
         self._count = count
 
     def hear(self, message: Any) -> None:
@@ -408,6 +416,50 @@ def clear_wrongly(villain: Villain, host: Host, to: NodeId, message: Any) -> Mes
     return (TranscriptNotice(villain.signer.sign(replace(transcript, clearing=wrong))),)
 
 
+def predict_otherwise(villain: Villain, host: Host, to: NodeId, message: Any) -> Messages | None:
+    """Sign a transcript under a model in which it is faster itself than was decided."""
+    if not isinstance(message, TranscriptNotice):
+        return None
+    transcript: Transcript = message.transcript.message
+    if transcript.auctioneer != host.node_id:
+        return None
+    bent = hurry(transcript.model, host.node_id)
+    return (TranscriptNotice(villain.signer.sign(replace(transcript, model=bent))),)
+
+
+def propose_bent_model(villain: Villain, host: Host, to: NodeId, message: Any) -> Messages | None:
+    """Propose a model in which all others are slower than anything is."""
+    if not isinstance(message, ModelNotice) or message.proposal.signer_id != host.node_id:
+        return None
+    proposal = message.proposal.message
+    bent = slow_down_others(proposal.model, host.node_id)
+    villain.bent.add(bent.hash)
+    return (ModelNotice(villain.signer.sign(replace(proposal, model=bent))),)
+
+
+def hurry(model: QosModel, node: NodeId) -> QosModel:
+    """Let a node be twice as fast, which has to have a row if others are not to be, too."""
+    rows = {row.provider: row for row in model.rows}
+    own = model.get_row(node)
+    rows[node] = replace(
+        own,
+        samples=max(own.samples, 1),
+        ttft_base_us=own.ttft_base_us // 2,
+        ttft_per_uncached_token_us=own.ttft_per_uncached_token_us // 2,
+        token_us=own.token_us // 2,
+    )
+    return replace(model, rows=tuple(sorted(rows.values(), key=lambda row: row.provider)))
+
+
+def slow_down_others(model: QosModel, node: NodeId) -> QosModel:
+    """Let everyone but a node take a quarter of an hour to answer: what nobody believes."""
+    late_us = 900_000_000
+    rows = [
+        row if row.provider == node else replace(row, ttft_base_us=late_us) for row in model.rows
+    ]
+    return replace(model, prior=replace(model.prior, ttft_base_us=late_us), rows=tuple(rows))
+
+
 def conspire(villain: Villain, plot: Plot, to: NodeId, message: Any) -> Messages:
     """Help the victim to decide, and the others to give the round up."""
     if not isinstance(message, VoteNotice) or not message.votes:
@@ -442,9 +494,11 @@ TRICKS: dict[str, Trick] = {
     "false accusation": accuse_falsely,
     "withheld shares": withhold_shares,
     "wrong clearing": clear_wrongly,
+    "another model": predict_otherwise,
+    "bent model": propose_bent_model,
 }
 
-ROUND_TRICKS = ("withheld shares", "wrong clearing")
+ROUND_TRICKS = ("withheld shares", "wrong clearing", "another model", "bent model")
 CONSENSUS_TRICKS = tuple(name for name in TRICKS if name not in ROUND_TRICKS)
 
 

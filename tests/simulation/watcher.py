@@ -147,6 +147,7 @@ class Watcher:
         for transfer in applied.transfers:
             if transfer.reason is TransferReason.BOND_BURNED:
                 self.on_bond_burned(NodeId(transfer.debit.owner))
+        checkers.check_models(history)
         self.count("heights")
         self.count("heights decided in a later round", committed.commit.round > 0)
         self.count("blocks without transactions", not committed.block.transactions)

@@ -1,8 +1,9 @@
 """A whole market under faults: nodes with rounds, tasks and requesters, as `market.py` has them.
 
 It shares plan, faults, villains, observer and checkers with the ledger markets. Villains also
-withhold the shares of rounds that they witness and the asks that they committed to, and sign
-transcripts of wrong clearings.
+withhold the shares of rounds that they witness and the asks that they committed to, sign
+transcripts of wrong clearings or under another QoS model than was decided, and propose models that
+favour themselves.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class WholeMarket:
             eagerness=eagerness,
             count=self.watcher.count,
         )
+        node.villain.bent = self.market.history.bent
 
     @property
     def honest(self) -> list[SimulatedNode]:
@@ -136,7 +138,8 @@ class WholeMarket:
 
     def _check_verdicts(self) -> None:
         """No round of an honest auctioneer is refused by anyone honest."""
-        if any("wrong clearing" in v.tricks for v in self.plan.villains.values()):
+        tricks = {trick for villain in self.plan.villains.values() for trick in villain.tricks}
+        if tricks & {"wrong clearing", "another model"}:
             return
         for node in self.honest:
             if node.core.rounds.verdicts["refused"]:

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import gamma, norm
 
-from auctioneer.mechanism import Valuation, compute_rates, compute_valuation, predict
+from auctioneer.mechanism import Offer, Valuation, compute_rates, compute_valuation, predict
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.predictors.scenarios import FinishedTask, ScenarioModel
-from iemas.core.auction import Bid, ProviderInput, ProviderQos, Scenario
-from iemas.core.envelope import Envelope, Signed
+from iemas.core.auction import Bid, ProviderQos, Scenario
+from iemas.core.envelope import Envelope
 from iemas.core.report import CapabilityReport, LoadReport, ReportStamp
 from iemas.core.settlement import compute_worst_case_micros
 from iemas.core.types import PPM, HashAlgorithm, HubId, Lateness, NodeId, Prices
@@ -162,7 +162,7 @@ def declare(
     )  # fmt: skip
 
 
-def offer(ask: Prices, qos: ProviderQos, slots: int = 4) -> ProviderInput:
+def offer(ask: Prices, qos: ProviderQos, slots: int = 4) -> Offer:
     """Make what a round takes in of a provider, as if its reports had been signed."""
     stamp = ReportStamp(NodeId(_NO_HASH), 1, 0, 0, 1)
     capability = CapabilityReport(
@@ -184,9 +184,7 @@ def offer(ask: Prices, qos: ProviderQos, slots: int = 4) -> ProviderInput:
         hardware="",
     )
     load = LoadReport(stamp, slots, (), (), 0)
-    return ProviderInput(
-        Signed(capability, _UNSIGNED), Signed(load, _UNSIGNED), _NO_HASH, ask, qos, slots
-    )
+    return Offer(capability, load, ask, qos)
 
 
 def draw_seller(rng: np.random.Generator, spread: float = 0.25) -> Seller:

@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 
-from auctioneer.mechanism import Valuation, compute_valuation
+from auctioneer.mechanism import Offer, Valuation, compute_valuation
 from auctioneer.mechanism.arrays import IntArray
 from benchmarks.economics.outcomes.deals import Seller, declare, draw_bid, draw_seller, offer
 from benchmarks.economics.outcomes.samples import MODELS, Study, draw_blocks
 from benchmarks.economics.rounds import Cleared, clear_all
-from iemas.core.auction import Bid, ProviderInput, Scenario
+from iemas.core.auction import Bid, Scenario
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,13 +29,13 @@ class Market:
     def value(
         self,
         bids: Sequence[Bid],
-        asks: Sequence[ProviderInput],
+        asks: Sequence[Offer],
         blocks: IntArray,
     ) -> Valuation:
         """Value every pair of some declarations."""
         return compute_valuation(bids, asks, blocks, scenarios=self.scenarios, cache_affinity=True)
 
-    def offer_all(self) -> list[ProviderInput]:
+    def offer_all(self) -> list[Offer]:
         """Give every provider's honest offer."""
         return [offer(seller.cost, seller.qos) for seller in self.sellers]
 

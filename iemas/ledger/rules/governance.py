@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from iemas.core.errors import MalformedMessageError
 from iemas.core.types import AccountId, NodeId
-from iemas.ledger.records import ModelKey, ModelVoteKey, ParameterVoteKey
+from iemas.ledger.records import ModelKey, ModelRecord, ModelVoteKey, ParameterVoteKey
 from iemas.ledger.rules.results import OK, refuse
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import ResultCode, TransactionResult, VoteModel, VoteParameter
@@ -40,28 +40,32 @@ CHANGEABLE_PARAMETERS = frozenset(
 
 
 def apply_vote_model(state: LedgerState, account: AccountId, body: VoteModel) -> TransactionResult:
-    """Count a validator's vote for the QoS model of the next ask epoch."""
+    """Count a validator's vote for the QoS model of an ask epoch, usually the next."""
     voter = NodeId(account)
     if body.hub not in state.current_terms:
         return refuse(ResultCode.UNKNOWN_HUB)
     if not _is_consensus_validator(state, voter):
         return refuse(ResultCode.NOT_VALIDATOR)
-    upcoming = state.ask_epochs[body.hub].number + 1
-    if body.epoch != upcoming:
-        return refuse(ResultCode.UNKNOWN_EPOCH, f"votes are for epoch {upcoming} now")
-    if ModelKey(body.hub, body.epoch) in state.models:
-        return refuse(ResultCode.ALREADY_DONE, "the model of that epoch is decided")
+    decided = state.models.get(ModelKey(body.hub, body.epoch))
+    if body.epoch not in state.list_votable_epochs(body.hub):
+        code = ResultCode.UNKNOWN_EPOCH if decided is None else ResultCode.ALREADY_DONE
+        return refuse(code, "the model of that epoch is decided, or not to be decided yet")
     key = ModelVoteKey(body.hub, body.epoch, voter)
-    if state.model_votes.get(key) == body.model_hash:
+    is_known = state.model_votes.get(key) == body.model_hash
+    if is_known or (decided is not None and decided.model_hash == body.model_hash):
         return refuse(ResultCode.ALREADY_DONE)
     state.model_votes[key] = body.model_hash
-    voters = {
-        known.voter
+    votes = {
+        known: model_hash
         for known, model_hash in state.model_votes.items()
-        if (known.hub, known.epoch) == (body.hub, body.epoch) and model_hash == body.model_hash
+        if (known.hub, known.epoch) == (body.hub, body.epoch)
     }
+    voters = {known.voter for known, choice in votes.items() if choice == body.model_hash}
     if _has_two_thirds(state, voters):
-        state.models[ModelKey(body.hub, body.epoch)] = body.model_hash
+        record = ModelRecord(body.model_hash, state.time_ms)
+        state.models[ModelKey(body.hub, body.epoch)] = record
+        for known in votes:
+            del state.model_votes[known]
     return OK
 
 

@@ -23,10 +23,11 @@ from iemas.core.auction import (
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    ProviderQos,
+    QosModel,
     Refusal,
     ReleaseNotice,
     RoundOutcome,
-    Scenario,
     Transcript,
     TranscriptNotice,
     Unmatched,
@@ -36,6 +37,7 @@ from iemas.core.envelope import Signed
 from iemas.core.params import MarketParams
 from iemas.core.ready import Answer, Event, Ready, Record, Send
 from iemas.core.types import AccountId, NodeId, Prices
+from iemas.ledger.records import TermKey
 from iemas.ledger.transaction import PostAsk
 from iemas.testing.builders import (
     ASK,
@@ -43,7 +45,7 @@ from iemas.testing.builders import (
     make_capability,
     make_load,
     make_qos,
-    make_scenarios,
+    make_qos_model,
     make_stamp,
 )
 from iemas.testing.chain import LedgerChain, make_genesis, make_identity
@@ -56,6 +58,7 @@ class Market:
     chain: LedgerChain
     views: dict[str, ProviderView] = field(default_factory=dict)
     capacity: Capacity = field(default_factory=Capacity)
+    model: QosModel | None = None
 
     def get_providers(self, term: int, *, now_ms: int) -> Sequence[ProviderView]:
         free = self.capacity.compute_free_slots
@@ -67,8 +70,8 @@ class Market:
             for view in self.views.values()
         ]
 
-    def get_scenarios(self) -> tuple[Scenario, ...]:
-        return make_scenarios()
+    def get_model(self, term: int) -> QosModel | None:
+        return self.model
 
     def get_allowance(self, account: AccountId, term: int) -> int:
         return self.chain.state.get_allowance(self.chain.hub, account, term)
@@ -100,6 +103,7 @@ class RoundBench:
         self.witness = self.make_witness()
         self.auctioneer = self.make_auctioneer()
         self.now_ms = self.chain.now_ms
+        self.decide_model(make_qos_model())
         self.mail: list[tuple[str, Send]] = []
         self.answers: list[Answer] = []
         self.records: list[Record] = []
@@ -154,10 +158,22 @@ class RoundBench:
             digest_hash=bytes(32),
             digest=DigestIndex(blocks) if blocks is not None else None,
             ask=ask,
-            qos=make_qos(signer.node_id, **(qos or {})),
             free_slots=0,
         )
+        self.add_row(make_qos(signer.node_id, **(qos or {})))
         return signer.node_id
+
+    def add_row(self, row: ProviderQos) -> None:
+        """Let the term's model know a provider, too."""
+        assert self.market.model is not None
+        rows = {known.provider: known for known in self.market.model.rows} | {row.provider: row}
+        self.decide_model(make_qos_model(*rows.values()))
+
+    def decide_model(self, model: QosModel) -> None:
+        """Let rounds clear under a model, as if it had been decided before the term."""
+        self.market.model = model
+        state, key = self.chain.state, TermKey(self.term.hub, self.term.number)
+        state.terms[key] = replace(state.terms[key], model=model.hash)
 
     def seal(
         self, account: str = "alice", *, channel: int = 7, chain: bytes = b"", **changes: Any

@@ -694,3 +694,18 @@ def test_prices_of_a_bid_bound_its_allocation(bench: RoundBench) -> None:
     (outcome,) = bench.clear(bench.seal())
     assert isinstance(outcome, Allocation)
     assert BID_PRICES.covers(outcome.rates)
+
+
+def test_a_round_waits_for_its_model(bench: RoundBench) -> None:
+    """A model decided while its auctioneer was away is fetched first."""
+    model, bench.market.model = bench.market.model, None
+    pending = bench.seal()
+    bench.submit(pending)
+    bench.deliver_all()
+    assert bench.is_acknowledged(pending)
+    assert bench.records == []
+    bench.market.model = model
+    bench.take(bench.auctioneer_name, bench.auctioneer.tick(now_ms=bench.now_ms))
+    bench.deliver_all()
+    assert isinstance(bench.get_outcome(pending), Allocation)
+    assert bench.transcripts[-1].message.model == model

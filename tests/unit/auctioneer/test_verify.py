@@ -23,6 +23,8 @@ from auctioneer.mechanism.errors import (
     WrongWelfareError,
 )
 from auctioneer.outcomes import derive_outcomes
+from auctioneer.predictors.errors import WrongModelError
+from auctioneer.predictors.first import FIRST_MODEL
 from auctioneer.verify import verify_transcript
 from iemas import wire
 from iemas.core.auction import Allocation, Transcript
@@ -31,6 +33,7 @@ from iemas.core.errors import InvalidTranscriptError
 from iemas.core.merkle import compute_root
 from iemas.core.params import MarketParams
 from iemas.core.types import Prices, UnmatchedReason
+from iemas.ledger.records import TermKey
 from iemas.testing.builders import make_capability, make_stamp
 from tests.unit.auctioneer.round_bench import RoundBench, decode_bid
 
@@ -265,8 +268,36 @@ def provider_of_another_hub(bench: RoundBench) -> Signed[Transcript]:
     return change_provider(bench, capability=signer.sign(replace(old, hub="another")))
 
 
-def model_of_another_node(bench: RoundBench) -> Signed[Transcript]:
-    return change_provider(bench, qos=get_transcript(bench).providers[1].qos)
+def bend_own_row(bench: RoundBench) -> Signed[Transcript]:
+    """Predict one provider a microsecond a token faster than was decided."""
+    first, *others = get_transcript(bench).model.rows
+    return clear_again(bench, rows=(replace(first, token_us=first.token_us - 1), *others))
+
+
+def drop_a_row(bench: RoundBench) -> Signed[Transcript]:
+    return clear_again(bench, rows=get_transcript(bench).model.rows[1:])
+
+
+def bend_the_prior(bench: RoundBench) -> Signed[Transcript]:
+    prior = get_transcript(bench).model.prior
+    return clear_again(bench, prior=replace(prior, ttft_base_us=prior.ttft_base_us + 1))
+
+
+def bend_a_scenario(bench: RoundBench) -> Signed[Transcript]:
+    first, *others = get_transcript(bench).model.scenarios
+    return clear_again(bench, scenarios=(replace(first, output_tokens=51), *others))
+
+
+def clear_again(bench: RoundBench, **changes: Any) -> Signed[Transcript]:
+    """Clear the last round again under a changed model: but for that all is right."""
+    old, verified = get_transcript(bench), bench.verify()
+    model = replace(old.model, **changes)
+    matched = [old.tasks[n].matched_blocks for n in verified.tasks]
+    valuation, slots = compute_round_valuation(
+        verified.bids, old.providers, matched, model, bench.params
+    )
+    clearing = encode_clearing(clear(valuation.welfare_micros, slots, mode=bench.params.mode))
+    return bench.forge(model=model, clearing=clearing)
 
 
 def reorder_providers(bench: RoundBench) -> Signed[Transcript]:
@@ -355,7 +386,6 @@ def another_mode(bench: RoundBench) -> Signed[Transcript]:
         (load_of_another_incarnation, "different incarnations"),
         (expired_capability, "ms old"),
         (provider_of_another_hub, "not of this hub"),
-        (model_of_another_node, "QoS model is another node's"),
         (reorder_providers, "order of their ranks"),
         (provider_twice, "order of their ranks"),
         (another_witness, "another auctioneer or witness"),
@@ -397,6 +427,26 @@ def test_a_wrong_clearing_is_refused_by_the_mechanism(
 ) -> None:
     with pytest.raises(error):
         cleared.verify(corrupt(cleared))
+
+
+@pytest.mark.parametrize("corrupt", [bend_own_row, drop_a_row, bend_the_prior, bend_a_scenario])
+def test_a_round_under_another_model_than_decided_is_refused(
+    cleared: RoundBench, corrupt: Corruption
+) -> None:
+    with pytest.raises(WrongModelError):
+        cleared.verify(corrupt(cleared))
+
+
+def test_without_a_decision_only_the_first_model_holds(cleared: RoundBench) -> None:
+    state, key = cleared.chain.state, TermKey(cleared.term.hub, cleared.term.number)
+    state.terms[key] = replace(state.terms[key], model=None)
+    with pytest.raises(WrongModelError):
+        cleared.verify()
+    changes = {name: getattr(FIRST_MODEL, name) for name in ("scenarios", "prior", "rows")}
+    cleared.decide_model(get_transcript(cleared).model)
+    forged = clear_again(cleared, **changes)
+    state.terms[key] = replace(state.terms[key], model=None)
+    cleared.verify(forged)
 
 
 def test_a_worse_assignment_is_refused(bench: RoundBench) -> None:
@@ -462,7 +512,7 @@ def test_matched_blocks_are_the_bidders_to_check(bench: RoundBench) -> None:
     # The clearing must be the right one for the forged counts, else the certificate shows it.
     bids = bench.verify().bids
     valuation, slots = compute_round_valuation(
-        bids, old.providers, [(2, 2)], old.scenarios, bench.params
+        bids, old.providers, [(2, 2)], old.model, bench.params
     )
     clearing = encode_clearing(clear(valuation.welfare_micros, slots, mode=bench.params.mode))
     bench.verify(bench.forge(tasks=tasks, clearing=clearing))

@@ -136,7 +136,7 @@ def test_a_validator_may_change_its_mind_until_then(chain: LedgerChain) -> None:
     votes = [("node-1", OTHER), ("node-2", MODEL), ("node-3", MODEL), ("node-1", MODEL)]
     codes = [vote_model(chain, name, model) for name, model in votes]
     assert codes == [ResultCode.OK] * 4
-    assert list(chain.state.models.values()) == [MODEL]
+    assert [record.model_hash for record in chain.state.models.values()] == [MODEL]
 
 
 def test_the_same_vote_again_is_already_done(chain: LedgerChain) -> None:
@@ -144,9 +144,59 @@ def test_the_same_vote_again_is_already_done(chain: LedgerChain) -> None:
     assert vote_model(chain, "node-1", MODEL) is ResultCode.ALREADY_DONE
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_votes_are_for_the_next_epoch(chain: LedgerChain, epoch: int) -> None:
-    assert vote_model(chain, "node-1", MODEL, epoch) is ResultCode.UNKNOWN_EPOCH
+def decide(chain: LedgerChain, model: Hash, epoch: int) -> list[ResultCode]:
+    return [vote_model(chain, name, model, epoch) for name in NODES[:3]]
+
+
+def test_votes_are_for_the_next_epoch(chain: LedgerChain) -> None:
+    decide(chain, MODEL, 1)
+    chain.apply(after_ms=PARAMS.ask_epoch_ms)
+    assert vote_model(chain, "node-1", OTHER, 1) is ResultCode.ALREADY_DONE
+    assert vote_model(chain, "node-1", OTHER, 2) is ResultCode.OK
+    assert vote_model(chain, "node-1", OTHER, 3) is ResultCode.UNKNOWN_EPOCH
+
+
+def test_an_epoch_that_began_without_a_model_gets_one_at_once(chain: LedgerChain) -> None:
+    assert decide(chain, MODEL, 0) == [ResultCode.OK] * 3
+    assert chain.state.get_model(chain.hub) == MODEL
+    assert chain.state.model_votes == {}
+    assert vote_model(chain, "node-4", MODEL, 0) is ResultCode.ALREADY_DONE
+
+
+def test_and_better_ones_until_it_ends(chain: LedgerChain) -> None:
+    decide(chain, MODEL, 0)
+    assert decide(chain, OTHER, 0) == [ResultCode.OK] * 3
+    assert chain.state.get_model(chain.hub) == OTHER
+    chain.apply(after_ms=PARAMS.ask_epoch_ms)
+    assert chain.state.get_model(chain.hub) == OTHER
+    assert vote_model(chain, "node-1", MODEL, 1) is ResultCode.ALREADY_DONE
+
+
+def test_a_term_keeps_the_model_that_stood_at_its_start(chain: LedgerChain) -> None:
+    number = chain.state.get_term(chain.hub).number
+    decide(chain, MODEL, 0)
+    assert chain.state.get_model_of_term(chain.hub, number) is None
+    chain.end_term()
+    decide(chain, OTHER, 0)
+    assert chain.state.get_model_of_term(chain.hub, number + 1) == MODEL
+    chain.end_term()
+    models = [chain.state.get_model_of_term(chain.hub, number + n) for n in range(3)]
+    assert models == [None, MODEL, OTHER]
+
+
+def test_a_model_decided_for_an_epoch_counts_from_its_first_term_on(chain: LedgerChain) -> None:
+    decide(chain, MODEL, 1)
+    chain.end_term()
+    assert chain.state.get_model_of_term(chain.hub, chain.state.get_term(chain.hub).number) is None
+    chain.apply(after_ms=PARAMS.ask_epoch_ms)
+    term = chain.state.get_term(chain.hub)
+    assert term.started_at_ms == chain.state.time_ms
+    assert chain.state.get_model_of_term(chain.hub, term.number) == MODEL
+
+
+def test_a_closed_term_has_no_model(chain: LedgerChain) -> None:
+    decide(chain, MODEL, 0)
+    assert chain.state.get_model_of_term(chain.hub, 99) is None
 
 
 def test_a_model_of_an_unknown_hub_is_refused(chain: LedgerChain) -> None:

@@ -48,6 +48,7 @@ def busy() -> LedgerChain:
     for voter in ("node-1", "node-2", "node-3"):
         chain.submit(voter, VoteParameter("jail_ms", 5))
         chain.submit(voter, VoteModel(chain.hub, 1, MODEL))
+    chain.submit("node-1", VoteModel(chain.hub, 0, MODEL))
     chain.submit("alice", Stake(2 * PARAMS.min_stake_micros))
     chain.submit("alice", Unstake(PARAMS.min_stake_micros))
     chain.submit("bob", chain.make_double_vote("node-2", 1))

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from iemas.core.auction import Bid, ProviderInput, ProviderQos
-from iemas.core.envelope import Envelope, Signed
+from auctioneer.mechanism import Offer
+from iemas.core.auction import Bid, ProviderQos
+from iemas.core.envelope import Envelope
 from iemas.core.report import CapabilityReport, LoadReport, ReportStamp
 from iemas.core.types import HashAlgorithm, HubId, Lateness, NodeId, Prices
 
@@ -53,7 +54,7 @@ def build_provider(
     qos: ProviderQos | None = None,
     load: LoadReport | None = None,
     **capability: Any,
-) -> ProviderInput:
+) -> Offer:
     fields: dict[str, Any] = {
         "stamp": ReportStamp(NODE, 1, 0, 1, 1000),
         "public_address": "",
@@ -72,13 +73,11 @@ def build_provider(
         "kv_events": True,
         "hardware": "",
     }
-    return ProviderInput(
-        capability=Signed(CapabilityReport(**(fields | capability)), UNSIGNED),
-        load=Signed(load or build_load(), UNSIGNED),
-        digest_hash=bytes(32),
+    return Offer(
+        capability=CapabilityReport(**(fields | capability)),
+        load=load or build_load(),
         ask=ask,
         qos=qos or build_qos(),
-        free_slots=4,
     )
 
 
@@ -98,5 +97,5 @@ def make_load() -> Callable[..., LoadReport]:
 
 
 @pytest.fixture
-def make_provider() -> Callable[..., ProviderInput]:
+def make_provider() -> Callable[..., Offer]:
     return build_provider

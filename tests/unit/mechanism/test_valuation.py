@@ -12,8 +12,8 @@ import pytest
 from auctioneer.mechanism import clear
 from auctioneer.mechanism.arrays import IntArray
 from auctioneer.mechanism.errors import InvalidValuationInputError
-from auctioneer.mechanism.valuation import MAX_TTFT_US, Valuation, compute_valuation, predict
-from iemas.core.auction import N_SCENARIOS, Bid, ProviderInput, ProviderQos
+from auctioneer.mechanism.valuation import MAX_TTFT_US, Offer, Valuation, compute_valuation, predict
+from iemas.core.auction import N_SCENARIOS, Bid, ProviderQos
 from iemas.core.report import LoadReport
 from iemas.core.types import PPM, Lateness, Prices
 from iemas.testing.builders import make_scenarios
@@ -26,7 +26,7 @@ def blocks(*rows: Any) -> IntArray:
 
 
 def evaluate_one(
-    bid: Bid, provider: ProviderInput, matched: int = 40, *, cache_affinity: bool = True
+    bid: Bid, provider: Offer, matched: int = 40, *, cache_affinity: bool = True
 ) -> Valuation:
     return compute_valuation(
         [bid], [provider], blocks([matched]), scenarios=SCENARIOS, cache_affinity=cache_affinity
@@ -34,7 +34,7 @@ def evaluate_one(
 
 
 def test_worked_example_of_spec_6(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     bids = [make_bid(), make_bid(lateness=Lateness(600, 100))]
     valuation = compute_valuation(
@@ -67,7 +67,7 @@ def test_pending_tokens_delay(
 
 def test_prediction_saturates(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     make_qos: Callable[..., ProviderQos],
     make_load: Callable[..., LoadReport],
 ) -> None:
@@ -94,7 +94,7 @@ def test_prediction_refuses_impossible_counts(
 
 def test_random_pairs_equal_the_scalar_reference(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     make_qos: Callable[..., ProviderQos],
     make_load: Callable[..., LoadReport],
 ) -> None:
@@ -129,11 +129,11 @@ def test_random_pairs_equal_the_scalar_reference(
     )
     for (n, i), found in np.ndenumerate(matched):
         bid, provider = bids[n], providers[i]
-        size = provider.capability.message.block_size
+        size = provider.capability.block_size
         cached = min(int(found), (bid.prompt_tokens - 1) // size) * size
         prediction = predict(
             provider.qos,
-            provider.load.message,
+            provider.load,
             uncached_tokens=bid.prompt_tokens - cached,
         )
         output = Fraction(sum(min(n, bid.max_tokens) for n in lengths), N_SCENARIOS)
@@ -159,7 +159,7 @@ def compute_total(prices: Any, tokens: Any) -> Any:
 
 
 def test_the_largest_products_are_exact(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     top = Prices(10**12, 10**12, 10**12)
     bid = make_bid(
@@ -178,7 +178,7 @@ def test_the_largest_products_are_exact(
 
 
 def test_one_prompt_token_is_always_computed(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     bid = make_bid(prompt_tokens=32)
     assert evaluate_one(bid, make_provider(), 2).cached_tokens.tolist() == [[16]]
@@ -186,7 +186,7 @@ def test_one_prompt_token_is_always_computed(
 
 
 def test_without_affinity_nothing_is_cached(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     valuation = evaluate_one(make_bid(), make_provider(), cache_affinity=False)
     assert valuation.cached_tokens.tolist() == [[0]]
@@ -195,7 +195,7 @@ def test_without_affinity_nothing_is_cached(
 
 
 def test_cached_tokens_raise_welfare_by_the_cheaper_ask(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     # Worth the same to the requester either way, so the whole saving is welfare.
     bid = make_bid(prices=Prices(1_000_000, 1_000_000, 4_000_000))
@@ -226,7 +226,7 @@ def test_cached_tokens_raise_welfare_by_the_cheaper_ask(
 )
 def test_infeasible_pairs_have_no_welfare(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     bid_changes: dict[str, Any],
     provider_changes: dict[str, Any],
 ) -> None:
@@ -236,7 +236,7 @@ def test_infeasible_pairs_have_no_welfare(
 
 
 def test_the_tightest_feasible_pair(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     bid = make_bid(reservation_micros=1400)
     valuation = evaluate_one(bid, make_provider(context_tokens=1100))
@@ -244,7 +244,7 @@ def test_the_tightest_feasible_pair(
 
 
 def test_value_never_exceeds_the_reservation_of_a_feasible_pair(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     bid = make_bid(reservation_micros=1400)
     valuation = evaluate_one(bid, make_provider(), 0)
@@ -263,7 +263,7 @@ def test_value_never_exceeds_the_reservation_of_a_feasible_pair(
     ],
 )
 def test_malformed_matched_blocks_are_refused(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput], matched: Any
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer], matched: Any
 ) -> None:
     with pytest.raises(InvalidValuationInputError) as refused:
         compute_valuation(
@@ -273,7 +273,7 @@ def test_malformed_matched_blocks_are_refused(
 
 
 def test_another_number_of_scenarios_is_refused(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     with pytest.raises(InvalidValuationInputError) as refused:
         compute_valuation(
@@ -287,7 +287,7 @@ def test_another_number_of_scenarios_is_refused(
 
 
 def test_each_answer_ends_at_its_own_bound(
-    make_bid: Callable[..., Bid], make_provider: Callable[..., ProviderInput]
+    make_bid: Callable[..., Bid], make_provider: Callable[..., Offer]
 ) -> None:
     lengths = [10, 20, 40, 80]
     bids = [make_bid(max_tokens=most, reservation_micros=10**6) for most in (1, 15, 100)]
@@ -305,7 +305,7 @@ def test_each_answer_ends_at_its_own_bound(
 
 def test_long_and_late_go_together_if_the_scenarios_say_so(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     make_qos: Callable[..., ProviderQos],
 ) -> None:
     """The same lengths and the same times, together or against each other: other worth."""
@@ -330,7 +330,7 @@ def test_long_and_late_go_together_if_the_scenarios_say_so(
 @pytest.mark.parametrize("lateness", [Lateness(), Lateness(100, 100)])
 def test_empty_rounds(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     shape: tuple[int, int],
     lateness: Lateness,
 ) -> None:
@@ -347,7 +347,7 @@ def test_empty_rounds(
 
 def test_the_same_pair_has_the_same_value_in_any_round(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     make_qos: Callable[..., ProviderQos],
 ) -> None:
     # Vector lanes and array sizes must not change a bit of it.
@@ -370,7 +370,7 @@ def test_the_same_pair_has_the_same_value_in_any_round(
 @pytest.mark.parametrize("rival_percent", [60, 90, 120, 200])
 def test_no_declared_price_gains_over_the_true_one(
     make_bid: Callable[..., Bid],
-    make_provider: Callable[..., ProviderInput],
+    make_provider: Callable[..., Offer],
     lateness: Lateness,
     rival_percent: int,
 ) -> None:

@@ -9,7 +9,7 @@ from auctioneer.predictors.linear import LinearPredictor
 from iemas import wire
 from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import CommittedBlock, SignRecord, ValidRecord
-from iemas.core.auction import Bid, RoundClose, ShareRelease, Transcript
+from iemas.core.auction import Bid, QosModel, RoundClose, ShareRelease, Transcript
 from iemas.core.execution import UnsettledChannel
 from iemas.core.params import MarketParams
 from iemas.core.ready import Ready, RecordKind
@@ -96,6 +96,7 @@ class Nodes:
             releases=disk.scan_signed(RecordKind.RELEASED_CLOSE, ShareRelease),
             unsettled=disk.scan(RecordKind.UNSETTLED, UnsettledChannel),
             sealed_asks=disk.scan(RecordKind.SEALED_ASK, RevealAsk),
+            models=disk.scan(RecordKind.MODEL, QosModel),
         )
         self.cores[name] = core
         self.join()

@@ -182,7 +182,7 @@ def test_a_log_cut_at_any_place_gives_the_last_whole_write(writer: Writer, tmp_p
         Path(f"{path}-wal").write_bytes(log[:length])
         heights.append(writer.start(path).height)
     assert heights == sorted(heights)
-    assert len(set(heights)) >= 3
+    assert len(set(heights)) >= 2
 
 
 def test_a_log_without_its_database_is_refused(writer: Writer, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class Desk:
             chain_id=self.chain.chain_id,
             secret=bytes(32),
         )
+        models = SimpleNamespace(list_votes=dict)
         self.duties = Duties(
             hub=HUB,
             signer=self.chain.get_signer(SELF),
@@ -95,6 +96,7 @@ class Desk:
             membership=cast("Any", membership),
             provider=cast("Any", provider),
             rounds=cast("Any", rounds),
+            models=cast("Any", models),
             started_at_ms=START_MS,
         )
 

@@ -14,13 +14,21 @@ from hypothesis import strategies as st
 from iemas import wire
 from iemas.consensus.messages import ConsensusStatus
 from iemas.consensus.voting import NO_ROUND, DoubleVote, Proposal
-from iemas.core.auction import N_SCENARIOS, Allocation, Scenario, Transcript
+from iemas.core.auction import (
+    N_SCENARIOS,
+    Allocation,
+    ProviderQos,
+    QosModel,
+    Scenario,
+    Transcript,
+)
 from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import MalformedMessageError
 from iemas.core.execution import Receipt
 from iemas.core.merkle import InclusionProof
 from iemas.core.params import CLEARING_MODES, Genesis, MarketParams
 from iemas.core.report import CacheDigest
+from iemas.core.types import ID_BYTES, NodeId
 from iemas.core.vote import Vote, VoteKind
 
 
@@ -59,7 +67,14 @@ OVERRIDES: dict[tuple[type, str], st.SearchStrategy[Any]] = {
         for name in MarketParams.__dataclass_fields__
         if name.endswith("_ppm")
     },
-    (Transcript, "scenarios"): st.tuples(
+    (QosModel, "prior"): st.builds(
+        lambda values: ProviderQos(NodeId(bytes(ID_BYTES)), *values),
+        st.tuples(*[st.integers(0, 10**10)] * 8),
+    ),
+    (QosModel, "rows"): st.lists(
+        st.tuples(IDS, *[st.integers(1, 10**10)] * 8), max_size=3, unique_by=lambda row: row[0]
+    ).map(lambda rows: tuple(ProviderQos(*row) for row in sorted(rows))),
+    (QosModel, "scenarios"): st.tuples(
         *[st.builds(Scenario, st.integers(1, 10**7), *[st.integers(-(10**8), 10**8)] * 2)]
         * N_SCENARIOS
     ),
