@@ -326,12 +326,17 @@ class Provider:
             self._seen[channel.allocation.hash] = channel.allocation.message.expires_at_ms
 
     def collect_settlement(self) -> Settle | None:
-        """Give the totals of past terms that no task adds to any more."""
+        """Give the totals of past terms that no task adds to any more, or that are settled late.
+
+        A task may run for longer than its term can be settled: what it owes by then must not wait.
+        """
         current = self._get_state().get_term(self._hub).number
         entries = [
             SettlementEntry(book.allocation, book.total)
             for key, book in sorted(self._books.items(), key=lambda item: item[0])
-            if key[0] < current and book.running == 0 and not self._is_settled(key, book)
+            if key[0] < current
+            and (book.running == 0 or current - key[0] > self._params.settle_terms // 2)
+            and not self._is_settled(key, book)
         ]
         return Settle(tuple(entries[:MAX_ENTRIES])) if entries else None
 

@@ -484,6 +484,25 @@ def test_a_channel_with_a_running_task_is_not_settled(desk: Desk) -> None:
     assert desk.provider.collect_settlement() is not None
 
 
+def test_a_task_that_outlasts_its_term_is_paid_while_it_runs(desk: Desk) -> None:
+    running = desk.begin(max_tokens=200)
+    for _ in range(desk.params.settle_terms // 2):
+        desk.chain.end_term()
+    assert desk.provider.collect_settlement() is None
+    desk.chain.end_term()
+    first, code = settle(desk)
+    assert code is ResultCode.OK
+    assert desk.provider.collect_settlement() is None
+    running.complete(100)
+    for _ in range(desk.params.settle_terms - desk.params.settle_terms // 2 - 1):
+        desk.chain.end_term()
+    last, _ = settle(desk)
+    seller = desk.chain.get_id("node-1")
+    paid = last.entries[0].total.message.total_micros
+    assert paid > first.entries[0].total.message.total_micros > 0
+    assert desk.chain.state.get_balance(seller)[0] == paid
+
+
 def test_the_escrow_pays_what_was_countersigned(desk: Desk) -> None:
     complete(desk)
     desk.chain.end_term()
