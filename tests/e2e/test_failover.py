@@ -227,8 +227,9 @@ async def kill(market: LocalMarket, node: RunningNode) -> float:
 
 
 async def start_again(market: LocalMarket, *names: str) -> None:
-    for name in names:
+    for name in names[:1]:  # where none runs, the others join by this one
         await market.start_node(name)
+    await asyncio.gather(*(market.start_node(name) for name in names[1:]))
     await market._wait_open()
 
 
