@@ -4,7 +4,8 @@ A pure state machine. Bids come in sealed; each is passed to the witness and is 
 has countersigned. A round closes as soon as none is in flight and at least one bid is in, waiting
 at most `round_window_ms` for bids that the witness still holds: an idle market adds no waiting, a
 busy one batches. The close goes to the witness, whose shares open the bids; then the round is
-cleared and every bidder gets its signed outcome, every node the transcript. Source: design §4, §6.
+cleared and every bidder gets its signed outcome, every node the transcript. Until its term is over
+it signs only while it holds its lease. Source: design §4, §6, §7.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from auctioneer.books import TermBooks
 from auctioneer.clear_round import OpenedTask, ProviderView, clear_round
+from auctioneer.lease import Lease
 from auctioneer.opening import BidDecoder, get_bid_context, open_bid, open_chain
 from auctioneer.outcomes import ClearedRound, derive_outcomes
 from iemas.core.auction import (
     Allocation,
     BidAccepted,
+    BidAcknowledgement,
     BidSubmission,
+    BidWaiting,
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    ForwardedAnswer,
     QosModel,
     Refusal,
     ReleaseNotice,
     RoundClose,
     RoundOutcome,
+    SealedBid,
     ShareRelease,
     Transcript,
     TranscriptNotice,
@@ -41,6 +47,7 @@ from iemas.core.encoding import compute_hash
 from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import (
     InvalidBidError,
+    LeaseExpiredError,
     NotAuctioneerError,
     RemoteProtocolError,
     UnfundedBidError,
@@ -52,8 +59,16 @@ from iemas.core.sealing import open_share
 from iemas.core.types import ID_BYTES, AccountId, NodeId, short_id
 
 MAX_BIDS_WAITING = 4096
+MAX_ROUTES = 4
+MAX_OUTCOMES = 1024
+"""So many of a term's last outcomes are kept for bids that come again on another way."""
+
 REPEAT_MS = 500
 """What the witness has not answered is sent again so often."""
+
+BidRoute = int | NodeId
+"""Where a bid came from and its answers go: a bid stream here, or the validator that passed it on.
+"""
 
 
 class MarketView(Protocol):
@@ -82,10 +97,12 @@ class MarketView(Protocol):
 class _PendingBid:
     """A bid between its arrival and its round's end."""
 
-    stream: int
+    routes: list[BidRoute]
     submission: BidSubmission
     auctioneer_share: bytes
     arrived_at_ms: int
+    countersigned: Signed[BidAcknowledgement] | None = None
+    accepted: BidAccepted | None = None
 
     @property
     def hash(self) -> bytes:
@@ -110,6 +127,7 @@ class Auctioneer:
 
     Args:
         term: the term, of which this node is the auctioneer.
+        lease: this node's lease of that term.
         market: reads of reports, ledger and slots.
         decode_bid: decodes an opened bid's bytes (the wire codec's).
         hpke_key: this node's key, which bidders seal their shares to.
@@ -120,6 +138,7 @@ class Auctioneer:
         self,
         *,
         term: Term,
+        lease: Lease,
         chain_id: str,
         params: MarketParams,
         signer: Signer,
@@ -128,6 +147,7 @@ class Auctioneer:
         decode_bid: BidDecoder,
     ) -> None:
         self.term = term
+        self.lease = lease
         self.books = TermBooks()
         self.transcript_hashes: list[bytes] = []
         self._chain_id = chain_id
@@ -138,12 +158,15 @@ class Auctioneer:
         self._decode_bid = decode_bid
         # A term without a second live validator has no witness: its rounds are marked unsealed.
         self._witness = term.witness if term.witness is not None else signer.node_id
+        self._pending: dict[bytes, _PendingBid] = {}  # all bids without an outcome
+        self._outcomes: dict[bytes, RoundOutcome] = {}
         self._countersigning: dict[bytes, _PendingBid] = {}
         self._acknowledged: list[_PendingBid] = []
         self._open_round: _OpenRound | None = None
         self._next_round = 0
         self._repeat_at_ms = 0
         self._over = False
+        self._has_lease = False
 
     @property
     def settled(self) -> bool:
@@ -169,21 +192,19 @@ class Auctioneer:
 
     # --- bids come in ------------------------------------------------------------------------
 
-    def submit_bid(self, stream: int, submission: BidSubmission, *, now_ms: int) -> Ready:
-        """Check a sealed bid and pass it to the witness.
+    def submit_bid(self, route: BidRoute, submission: BidSubmission, *, now_ms: int) -> Ready:
+        """Check a sealed bid and pass it to the witness; answer one that is known already.
 
-        Raises: InvalidSignatureError, InvalidBidError, NotAuctioneerError, UnfundedBidError.
+        Raises: InvalidSignatureError, InvalidBidError, NotAuctioneerError, LeaseExpiredError,
+            UnfundedBidError.
         """
         sealed_bid = submission.sealed_bid
         sealed = sealed_bid.message
         verify_signed(sealed_bid, self._chain_id, expected_signer=sealed.account)
-        if self._over or sealed.term != self.term.number or sealed.hub != self.term.hub:
-            raise NotAuctioneerError(
-                f"term {sealed.term} of {sealed.hub} is not open here; ask any node who is the "
-                "auctioneer and send the bid there",
-                hint=None,
-                term=self.term.number,
-            )
+        known = self._answer_again(route, sealed_bid.hash)
+        if known is not None:
+            return known
+        self._require_term(sealed, now_ms)
         if compute_hash(submission.chain_ciphertext) != sealed.chain_hash:
             raise InvalidBidError("the block chain is not the one that the bid commits to")
         if len(self._countersigning) + len(self._acknowledged) >= MAX_BIDS_WAITING:
@@ -196,9 +217,37 @@ class Auctioneer:
             sealed.auctioneer_share_hash,
         )
         self.books.record_bid(sealed_bid)
-        self._countersigning[sealed_bid.hash] = _PendingBid(stream, submission, share, now_ms)
-        request = CountersignRequest((sealed_bid,))
-        return Ready(send=(Send(self._witness, request),)) + self._try_close(now_ms)
+        bid = _PendingBid([route], submission, share, now_ms)
+        self._pending[bid.hash] = self._countersigning[bid.hash] = bid
+        ready = Ready(send=(Send(self._witness, CountersignRequest((sealed_bid,))),))
+        if not isinstance(route, int):
+            ready += _answer_one(route, bid.hash, BidWaiting())
+        return ready + self._try_close(now_ms)
+
+    def _answer_again(self, route: BidRoute, bid_hash: bytes) -> Ready | None:
+        """Answer a bid that came before, maybe on another way; None if it is new."""
+        outcome = self._outcomes.get(bid_hash)
+        if outcome is not None:
+            return _answer_one(route, bid_hash, outcome)
+        bid = self._pending.get(bid_hash)
+        if bid is None:
+            return None
+        if route not in bid.routes:
+            bid.routes = [*bid.routes, route][-MAX_ROUTES:]
+        if bid.accepted is None and isinstance(route, int):
+            return Ready()
+        return _answer_one(route, bid_hash, bid.accepted or BidWaiting())
+
+    def _require_term(self, sealed: SealedBid, now_ms: int) -> None:
+        if self._over or sealed.term != self.term.number or sealed.hub != self.term.hub:
+            raise NotAuctioneerError(
+                f"term {sealed.term} of {sealed.hub} is not open here; ask any node who is the "
+                "auctioneer and send the bid there",
+                hint=None,
+                term=self.term.number,
+            )
+        if self.lease.is_expired(now_ms=now_ms):
+            raise LeaseExpiredError(hint=None, term=self.term.number)
 
     def _require_allowance(self, account: AccountId) -> None:
         allowance = self._market.get_allowance(account, self.term.number)
@@ -226,17 +275,32 @@ class Auctioneer:
             stated = acknowledgement.message
             if (stated.hub, stated.term) != (self.term.hub, self.term.number):
                 continue
-            bid = self._countersigning.pop(acknowledgement.message.bid_hash, None)
-            if bid is None:
-                continue
-            own = self._signer.sign(acknowledgement.message)
-            self._acknowledged.append(bid)
-            ready += _answer(bid, BidAccepted(acknowledgement, own))
-        for bid_hash, reason in zip(response.refused, response.reasons, strict=False):
-            bid = self._countersigning.pop(bid_hash, None)
+            bid = self._countersigning.get(acknowledgement.message.bid_hash)
             if bid is not None:
-                ready += _answer(bid, Refusal("InvalidBidError", f"the witness refused: {reason}"))
-        return ready + self._try_close(now_ms)
+                bid.countersigned = acknowledgement
+        for bid_hash, reason in zip(response.refused, response.reasons, strict=False):
+            bid = self._countersigning.get(bid_hash)
+            if bid is not None:
+                ready += self._refuse(bid, "InvalidBidError", f"the witness refused: {reason}")
+        return ready + self._acknowledge(now_ms) + self._try_close(now_ms)
+
+    def _acknowledge(self, now_ms: int) -> Ready:
+        """Sign for the bids that the witness countersigned, once there is a lease."""
+        if not self.lease.holds(now_ms=now_ms):
+            return Ready()
+        ready = Ready()
+        for bid in list(self._countersigning.values()):
+            if bid.countersigned is not None:
+                del self._countersigning[bid.hash]
+                own = self._signer.sign(bid.countersigned.message)
+                bid.accepted = BidAccepted(bid.countersigned, own)
+                self._acknowledged.append(bid)
+                ready += _answer(bid, bid.accepted)
+        return ready
+
+    def _refuse(self, bid: _PendingBid, error: str, text: str) -> Ready:
+        del self._countersigning[bid.hash], self._pending[bid.hash]
+        return _answer(bid, Refusal(error, text))
 
     def _require_witness(self, sender: NodeId) -> None:
         if sender != self._witness:
@@ -247,12 +311,34 @@ class Auctioneer:
     # --- close -------------------------------------------------------------------------------
 
     def tick(self, *, now_ms: int) -> Ready:
-        """Close a round whose window has passed, ask the witness again, tell when to look again."""
-        ready = self._try_close(now_ms)
+        """Keep the lease, close a round whose window has passed, ask the witness again."""
+        ready = self.lease.tick(now_ms=now_ms) + self._follow_lease(now_ms)
+        ready += self._acknowledge(now_ms) + self._try_close(now_ms)
         if now_ms >= self._repeat_at_ms:
             self._repeat_at_ms = now_ms + REPEAT_MS
             ready += self._repeat_unanswered(now_ms)
         return ready
+
+    def _follow_lease(self, now_ms: int) -> Ready:
+        """Say when the lease is gained or lost; send those on whose bids are not in."""
+        has_lease = self.lease.holds(now_ms=now_ms)
+        changed, self._has_lease = has_lease != self._has_lease, has_lease
+        ready = Ready()
+        if changed and not self._over:
+            name = "lease_gained" if has_lease else "lease_expired"
+            ready += Ready(events=(Event(name, {"term": self.term.number}),))
+        if self._over or not self.lease.is_expired(now_ms=now_ms):
+            return ready
+        for bid in list(self._countersigning.values()):
+            ready += self._refuse(bid, LeaseExpiredError.__name__, str(LeaseExpiredError()))
+        return ready
+
+    def _may_sign(self, now_ms: int) -> bool:
+        """Tell whether rounds may be closed and cleared.
+
+        Once the term is over on this node's own ledger it clears what it acknowledged before.
+        """
+        return self._over or self.lease.holds(now_ms=now_ms)
 
     def _repeat_unanswered(self, now_ms: int) -> Ready:
         """Send again what the witness should have answered by now.
@@ -262,7 +348,7 @@ class Auctioneer:
         late = [
             bid.submission.sealed_bid
             for bid in self._countersigning.values()
-            if bid.arrived_at_ms + REPEAT_MS <= now_ms
+            if bid.arrived_at_ms + REPEAT_MS <= now_ms and bid.countersigned is None
         ]
         opened = self._open_round
         if opened is not None and opened.close.message.closed_at_ms + REPEAT_MS > now_ms:
@@ -280,15 +366,14 @@ class Auctioneer:
     def end_term(self, *, now_ms: int) -> Ready:
         """Take no more bids; refuse those not yet acknowledged; clear the rest."""
         self._over = True
-        ready = Ready()
-        for bid in self._countersigning.values():
-            text = "the term ended before the bid was in; send it to the next auctioneer"
-            ready += _answer(bid, Refusal("NotAuctioneerError", text))
-        self._countersigning.clear()
+        ready = self.lease.release(now_ms=now_ms)
+        text = "the term ended before the bid was in; send it to the next auctioneer"
+        for bid in list(self._countersigning.values()):
+            ready += self._refuse(bid, NotAuctioneerError.__name__, text)
         return ready + self._try_close(now_ms)
 
     def _try_close(self, now_ms: int) -> Ready:
-        if self._open_round is not None or not self._acknowledged:
+        if self._open_round is not None or not self._acknowledged or not self._may_sign(now_ms):
             return Ready()
         model = self._market.get_model(self.term.number)
         if model is None:
@@ -329,6 +414,8 @@ class Auctioneer:
         release = notice.release.message
         if opened is None or release.close_hash != opened.close.hash:
             return Ready()
+        if not self._may_sign(now_ms):
+            return Ready()  # the close is sent again, and so the release, until there is a lease
         verify_signed(notice.release, self._chain_id, expected_signer=self._witness)
         if len(release.shares) != len(opened.bids):
             raise RemoteProtocolError("the release does not hold one share a bid")
@@ -391,7 +478,7 @@ class Auctioneer:
         cleared: ClearedRound,
         outcomes: Sequence[Allocation | Unmatched],
     ) -> Ready:
-        answers = []
+        ready = Ready()
         for index, (bid, outcome) in enumerate(zip(opened.bids, outcomes, strict=True)):
             allocation = unmatched = None
             if isinstance(outcome, Allocation):
@@ -401,7 +488,11 @@ class Auctioneer:
                 unmatched = self._signer.sign(outcome)
             proof = compute_inclusion_proof(opened.hashes, index)
             answer = RoundOutcome(opened.close, proof, allocation, unmatched)
-            answers.append(Answer(bid.stream, bid.hash, answer))
+            ready += _answer(bid, answer)
+            del self._pending[bid.hash]
+            self._outcomes[bid.hash] = answer
+        while len(self._outcomes) > MAX_OUTCOMES:
+            self._outcomes.pop(next(iter(self._outcomes)))
         message = cleared.transcript.message
         fields = {
             "term": message.term,
@@ -412,12 +503,23 @@ class Auctioneer:
             "vcg_deficit_micros": cleared.clearing.vcg_deficit_micros,
         }
         notice = TranscriptNotice(cleared.transcript)
-        return Ready(
+        return ready + Ready(
             send=tuple(Send(node, notice) for node in self._market.get_receivers()),
-            answers=tuple(answers),
             events=(Event("round_cleared", fields),),
         )
 
 
-def _answer(bid: _PendingBid, message: BidAccepted | Refusal) -> Ready:
-    return Ready(answers=(Answer(bid.stream, bid.hash, message),))
+def _answer(bid: _PendingBid, message: BidAccepted | RoundOutcome | Refusal) -> Ready:
+    """Answer a bid on every way that it came."""
+    ready = Ready()
+    for route in bid.routes:
+        ready += _answer_one(route, bid.hash, message)
+    return ready
+
+
+def _answer_one(
+    route: BidRoute, bid_hash: bytes, message: BidAccepted | RoundOutcome | Refusal | BidWaiting
+) -> Ready:
+    if isinstance(route, int):
+        return Ready(answers=(Answer(route, bid_hash, message),))
+    return Ready(send=(Send(route, ForwardedAnswer(bid_hash, message)),))

@@ -73,6 +73,11 @@ PeerMessage = (
     | auction.CloseNotice
     | auction.ReleaseNotice
     | auction.TranscriptNotice
+    | auction.ForwardedBid
+    | auction.ForwardedAnswer
+    | auction.LeaseRequest
+    | auction.LeaseGrant
+    | auction.LeaseRelease
     | execution.ReceiptNotice
     | auction.ModelNotice
     | auction.ModelRequest

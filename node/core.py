@@ -55,6 +55,7 @@ from iemas.ledger.transaction import (
     Transaction,
     TransactionResult,
 )
+from node.absence import Absence
 from node.duties import Duties
 from node.execution import Execution
 from node.models import Models
@@ -62,6 +63,7 @@ from node.provider import Provider
 from node.reporting import CurrentLoad, NodeProfile, Reporter
 from node.rounds import Rounds
 from node.standing_ask import StandingAsk
+from node.stuck_bids import StuckBids
 
 TICK_MS = 250
 MAX_RESULTS = 10_000
@@ -172,6 +174,7 @@ class NodeCore:
         """Results and heights of the last transactions, by transaction hash."""
         self._next_tick_ms = 0
         self._seen_membership = -1
+        self._has_followed = False
         self.membership = Membership(own_id=self.node_id, chain_id=chain_id, params=genesis.params)
         self.provider = Provider(
             node_id=self.node_id,
@@ -215,16 +218,30 @@ class NodeCore:
             chain_id=chain_id,
             secret=ask_secret,
         )
+        self.stuck_bids = StuckBids(
+            hub=genesis.hub,
+            own_id=self.node_id,
+            chain_id=chain_id,
+            get_state=lambda: self.state,
+        )
+        self.absence = Absence(
+            hub=genesis.hub,
+            own_id=self.node_id,
+            params=genesis.params,
+            membership=self.membership,
+            stuck_bids=self.stuck_bids,
+            get_state=lambda: self.state,
+            started_at_ms=incarnation,
+        )
         self.duties = Duties(
             hub=genesis.hub,
             signer=signer,
             ask=self.ask,
             engine=engine,
-            membership=self.membership,
+            absence=self.absence,
             provider=self.provider,
             rounds=self.rounds,
             models=self.models,
-            started_at_ms=incarnation,
         )
 
     def restore(
@@ -319,9 +336,12 @@ class NodeCore:
     def _dispatch(self, inp: NodeInput, now_ms: int) -> Ready:
         match inp:
             case ReceivePeerMessage(sender, message):
-                return self._receive(sender, message, now_ms)
+                heard = self.membership.hear(sender, now_ms=now_ms)
+                return heard + self._receive(sender, message, now_ms)
             case ReceiveSpoilt(sender, error):
                 return Ready(faults=(Fault(sender, error),))
+            case ReceiveBid(stream, submission) if self.stuck_bids.is_for(submission):
+                return self.stuck_bids.submit(stream, submission, now_ms=now_ms)
             case ReceiveBid(stream, submission):
                 return self.rounds.submit_bid(stream, submission, now_ms=now_ms)
             case ReceiveTransaction(transaction):
@@ -347,20 +367,31 @@ class NodeCore:
                 return self.membership.step(ReceiveGossip(sender, message), now_ms=now_ms)
             case _ if isinstance(message, EngineMessage):
                 return self.engine.step(message, sender=sender, now_ms=now_ms)
-            case auction.CountersignRequest():
-                return self.rounds.receive_countersign_request(sender, message)
-            case auction.CountersignResponse():
-                return self.rounds.receive_countersignatures(sender, message, now_ms=now_ms)
-            case auction.CloseNotice():
-                return self.rounds.receive_close(sender, message)
-            case auction.ReleaseNotice():
-                return self.rounds.receive_release(sender, message, now_ms=now_ms)
-            case auction.TranscriptNotice(transcript):
-                return self.rounds.receive_transcript(transcript)
-            case auction.ModelNotice() | auction.ModelRequest() | auction.ModelResponse():
-                return self.models.receive(sender, message)
             case ReceiptNotice():
                 return self._learn(message)
+        return self._receive_of_auction(sender, message, now_ms)
+
+    def _receive_of_auction(self, sender: NodeId, message: object, now_ms: int) -> Ready:
+        rounds = self.rounds
+        match message:
+            case auction.CountersignRequest():
+                return rounds.receive_countersign_request(sender, message)
+            case auction.CountersignResponse():
+                return rounds.receive_countersignatures(sender, message, now_ms=now_ms)
+            case auction.CloseNotice():
+                return rounds.receive_close(sender, message)
+            case auction.ReleaseNotice():
+                return rounds.receive_release(sender, message, now_ms=now_ms)
+            case auction.TranscriptNotice(transcript):
+                return rounds.receive_transcript(transcript)
+            case auction.ModelNotice() | auction.ModelRequest() | auction.ModelResponse():
+                return self.models.receive(sender, message)
+            case auction.ForwardedBid():
+                return rounds.receive_forwarded(sender, message, now_ms=now_ms)
+            case auction.ForwardedAnswer():
+                return self.stuck_bids.receive_answer(sender, message, now_ms=now_ms)
+            case auction.LeaseRequest() | auction.LeaseGrant() | auction.LeaseRelease():
+                return rounds.receive_of_lease(sender, message, now_ms=now_ms)
         raise RemoteProtocolError(f"a peer cannot send {type(message).__name__}")
 
     def _learn(self, notice: ReceiptNotice) -> Ready:
@@ -381,10 +412,13 @@ class NodeCore:
     def _tick(self, now_ms: int) -> Ready:
         ready = self.rounds.tick(now_ms=now_ms)
         ready += self.engine.tick(now_ms=now_ms)
-        if now_ms >= self._next_tick_ms:
+        ready += self.membership.step(Tick(), now_ms=now_ms)
+        ready += self.stuck_bids.tick(now_ms=now_ms)
+        is_due = now_ms >= self._next_tick_ms
+        if is_due:
             self._next_tick_ms = now_ms + TICK_MS
-            ready += self.membership.step(Tick(), now_ms=now_ms)
             ready += self.models.tick(now_ms=now_ms)
+        if is_due or self.absence.list_accused(now_ms=now_ms):
             ready += self.duties.do(now_ms=now_ms)
         return ready
 
@@ -394,13 +428,15 @@ class NodeCore:
             self._seen_membership = self.membership.version
             self.engine.set_peers(self.membership.get_peers())
         applied = self.engine.take_applied()
-        if not applied:
+        if self._has_followed and not applied:
             return Ready()
+        self._has_followed = True
         ready = Ready()
         for block in applied:
             ready += self._record_results(block)
         ready += self.rounds.follow_ledger(now_ms=now_ms)
         ready += self.models.follow_ledger(now_ms=now_ms)
+        ready += self.stuck_bids.follow_ledger() + self.absence.follow_ledger(now_ms=now_ms)
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self.duties.do(now_ms=now_ms)
 

@@ -13,10 +13,9 @@ from iemas.consensus.engine import TendermintEngine
 from iemas.consensus.messages import SubmitTransaction
 from iemas.consensus.voting import DoubleVote
 from iemas.core.envelope import Signed, Signer
-from iemas.core.membership import Membership
 from iemas.core.ready import Ready
 from iemas.core.types import AccountId, HubId, NodeId
-from iemas.ledger.records import OffenceKey, VoteKey
+from iemas.ledger.records import OffenceKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import (
     AbsenceVote,
@@ -26,12 +25,12 @@ from iemas.ledger.transaction import (
     Transaction,
     TransactionBody,
 )
+from node.absence import Absence
 from node.models import Models
 from node.provider import Provider
 from node.rounds import Rounds
 from node.standing_ask import StandingAsk
 
-JOIN_GRACE_MS = 5_000
 RESUBMIT_MS = 2_000
 REPEAT_LANDED_MS = 5_000
 
@@ -49,7 +48,6 @@ class Duties:
 
     Args:
         ask: makes a provider's configured ask stand.
-        started_at_ms: since when the node runs; who has not joined is no absentee at first.
     """
 
     def __init__(
@@ -59,11 +57,10 @@ class Duties:
         signer: Signer,
         ask: StandingAsk,
         engine: TendermintEngine,
-        membership: Membership,
+        absence: Absence,
         provider: Provider,
         rounds: Rounds,
         models: Models,
-        started_at_ms: int,
     ) -> None:
         self._hub = hub
         self._signer = signer
@@ -71,11 +68,10 @@ class Duties:
         self._account = AccountId(signer.node_id)
         self._ask = ask
         self._engine = engine
-        self._membership = membership
+        self._absence = absence
         self._provider = provider
         self._rounds = rounds
         self._models = models
-        self._started_at_ms = started_at_ms
         self._last_nonce = 0
         self._submissions: dict[str, _Submission] = {}
         self._double_votes: dict[NodeId, DoubleVote] = {}
@@ -137,21 +133,12 @@ class Duties:
         return due
 
     def _list_absence_votes(self, now_ms: int) -> dict[str, TransactionBody]:
-        """Vote absent whoever does not answer, once a term."""
-        state, hub = self._state, self._hub
-        term = state.get_term(hub).number
-        grace_over = now_ms > self._started_at_ms + JOIN_GRACE_MS
-        votes: dict[str, TransactionBody] = {}
-        for validator in state.get_validators(hub):
-            if validator == self._node_id or not state.is_live(hub, validator):
-                continue
-            if VoteKey(hub, validator, self._node_id) in state.votes:
-                continue
-            joined = self._membership.get_node(validator) is not None
-            if self._membership.is_suspected(validator) or (not joined and grace_over):
-                name = f"absence of {validator.hex()} in term {term}"
-                votes[name] = AbsenceVote(hub, term, validator)
-        return votes
+        """Vote absent whom this node holds to be absent, once a term."""
+        hub, term = self._hub, self._state.get_term(self._hub).number
+        return {
+            f"absence of {node.hex()} in term {term}": AbsenceVote(hub, term, node)
+            for node in self._absence.list_accused(now_ms=now_ms)
+        }
 
     # --- submitting --------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from auctioneer.books import TermBooks
 from auctioneer.capacity import Capacity
 from auctioneer.clear_round import ProviderView
+from auctioneer.lease import Lease, LeaseGrants, Powers
 from auctioneer.opening import BidDecoder
 from auctioneer.outcomes import derive_outcomes
-from auctioneer.round import Auctioneer
+from auctioneer.round import Auctioneer, BidRoute
 from auctioneer.verify import verify_transcript
 from auctioneer.witness import Witness
 from iemas.core.auction import (
@@ -26,7 +27,13 @@ from iemas.core.auction import (
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    ForwardedAnswer,
+    ForwardedBid,
+    LeaseGrant,
+    LeaseRelease,
+    LeaseRequest,
     QosModel,
+    Refusal,
     ReleaseNotice,
     RoundClose,
     ShareRelease,
@@ -45,7 +52,7 @@ from iemas.core.errors import (
 from iemas.core.execution import Receipt
 from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
-from iemas.core.ready import Event, Fault, Ready, Record, RecordKind
+from iemas.core.ready import Event, Fault, Ready, Record, RecordKind, Send
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
 from iemas.ledger.records import TermKey
 from iemas.ledger.state import LedgerState
@@ -90,6 +97,7 @@ class Rounds:
         self._capacity = Capacity()
         self._witness = Witness(chain_id=chain_id, signer=signer, hpke_key=hpke_key)
         self._auctioneers: dict[int, Auctioneer] = {}
+        self._grants: LeaseGrants | None = None
         self._digests: dict[bytes, DigestIndex] = {}
         self._deferred: list[Signed[Transcript]] = []
         self._checked: dict[Envelope, int] = {}  # every transcript judged -> its term
@@ -202,6 +210,7 @@ class Rounds:
 
     def _change_term(self, term: Term, now_ms: int) -> Ready:
         if self.term is None:
+            self._grants = LeaseGrants(params=self._params, term=term, now_ms=now_ms)
             self._resume_past_terms()
         self.term = term
         own_id = self._signer.node_id
@@ -224,7 +233,8 @@ class Rounds:
             if self._get_state().get_term_by_number(self._hub, number) is None:
                 del self._auctioneers[number]  # closed: a round still open can never be paid
         if own_id == term.auctioneer:
-            self._auctioneers[term.number] = self._begin_auctioneer(term)
+            auctioneer = self._auctioneers[term.number] = self._begin_auctioneer(term)
+            ready += auctioneer.tick(now_ms=now_ms)
         for number in [n for n in self._followed if n + self._params.settle_terms < term.number]:
             del self._followed[number]
         oldest = term.number - self._params.settle_terms
@@ -244,6 +254,12 @@ class Rounds:
         """Begin a term, or go on with it after a restart where the stored rounds end."""
         auctioneer = Auctioneer(
             term=term,
+            lease=Lease(
+                term=term,
+                own_id=self._signer.node_id,
+                params=self._params,
+                get_powers=self._get_powers,
+            ),
             chain_id=self._chain_id,
             params=self._params,
             signer=self._signer,
@@ -256,6 +272,11 @@ class Rounds:
         if stored or closes:
             auctioneer.resume(stored, self._replay(stored), max(closes, default=-1) + 1)
         return auctioneer
+
+    def _get_powers(self) -> Powers:
+        """Give who votes on the next block, and with what power."""
+        state = self._get_state()
+        return state.get_consensus_validators_at(state.height + 1)
 
     def _replay(self, transcripts: Sequence[Signed[Transcript]]) -> TermBooks:
         """Rebuild a term's books from its stored rounds."""
@@ -326,7 +347,7 @@ class Rounds:
 
     # --- round messages ------------------------------------------------------------------------
 
-    def submit_bid(self, stream: int, submission: BidSubmission, *, now_ms: int) -> Ready:
+    def submit_bid(self, route: BidRoute, submission: BidSubmission, *, now_ms: int) -> Ready:
         """Hand a bid to the auctioneer of its term, if that is this node.
 
         Raises: NotAuctioneerError and what `Auctioneer.submit_bid` raises.
@@ -338,7 +359,44 @@ class Rounds:
             raise NotAuctioneerError(
                 f"this node is not the auctioneer of that term; here it is {name}", hint=hint
             )
-        return auctioneer.submit_bid(stream, submission, now_ms=now_ms)
+        return auctioneer.submit_bid(route, submission, now_ms=now_ms)
+
+    def receive_forwarded(self, sender: NodeId, forwarded: ForwardedBid, *, now_ms: int) -> Ready:
+        """Take in a bid that a validator passed on, and let it have the answers.
+
+        Raises: RemoteProtocolError if the sender is no validator.
+        """
+        if not self._get_state().is_validator(sender, self._hub):
+            raise RemoteProtocolError(f"{short_id(sender)} is no validator and passes no bids on")
+        submission = forwarded.submission
+        try:
+            return self.submit_bid(sender, submission, now_ms=now_ms)
+        except InvalidInputError as error:
+            refusal = Refusal(type(error).__name__, str(error))
+            answer = ForwardedAnswer(submission.sealed_bid.hash, refusal)
+            return Ready(send=(Send(sender, answer),))
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def receive_of_lease(
+        self, sender: NodeId, message: LeaseRequest | LeaseGrant | LeaseRelease, *, now_ms: int
+    ) -> Ready:
+        """Grant leases as a validator; sign what waited for the lease as the auctioneer."""
+        if self._grants is None or self.term is None:
+            return Ready()
+        match message:
+            case LeaseRequest():
+                grant = self._grants.grant(sender, message, term=self.term, now_ms=now_ms)
+                return Ready() if grant is None else Ready(send=(Send(sender, grant),))
+            case LeaseRelease():
+                self._grants.release(sender, message, now_ms=now_ms)
+                return Ready()
+            case LeaseGrant():
+                auctioneer = self._auctioneers.get(message.term)
+                if auctioneer is None:
+                    return Ready()
+                auctioneer.lease.receive(sender, message)
+                return auctioneer.tick(now_ms=now_ms)
 
     def receive_countersign_request(self, sender: NodeId, request: CountersignRequest) -> Ready:
         """Countersign as the witness; a request of a term not yet seen here waits for it."""

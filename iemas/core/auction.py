@@ -492,3 +492,55 @@ class Refusal:
 
 
 BidAnswer = BidAccepted | RoundOutcome | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedBid:
+    """A validator passes a bid on that got no answer elsewhere."""
+
+    submission: BidSubmission
+
+
+@dataclass(frozen=True, slots=True)
+class BidWaiting:
+    """The auctioneer has the bid, and waits for its witness."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedAnswer:
+    """What the auctioneer says to a bid, to the validator that passed it on."""
+
+    bid_hash: bytes
+    answer: BidAccepted | RoundOutcome | Refusal | BidWaiting
+
+    def __post_init__(self) -> None:
+        require_id("bid_hash", self.bid_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """The auctioneer asks a validator to vouch that nobody else signs in its term.
+
+    `asked_at_ms` is on the auctioneer's own clock: nobody else reads it.
+    """
+
+    hub: HubId
+    term: int
+    asked_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    """A validator grants the lease, from when it was asked for."""
+
+    hub: HubId
+    term: int
+    asked_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRelease:
+    """The auctioneer knows that its term is over and takes no more bids."""
+
+    hub: HubId
+    term: int

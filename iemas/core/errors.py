@@ -158,6 +158,10 @@ class NotAuctioneerError(InvalidInputError):
     """Another node is the auctioneer of the term; `hint` names it if it is known."""
 
 
+class LeaseExpiredError(NotAuctioneerError):
+    """The auctioneer hears no quorum and signs nothing until it does: bid elsewhere."""
+
+
 class ProviderBusyError(InvalidInputError):
     """The provider is over capacity and said so under its signature."""
 

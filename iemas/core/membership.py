@@ -1,9 +1,10 @@
 """Membership: which nodes there are, what they last reported, and who answers.
 
 Reports are pushed when they change and pulled by anti-entropy, on join and periodically, so that a
-late joiner knows everything after one exchange. Every peer is probed; one that misses
-`probe_misses` probes in a row is suspected until anything arrives from it again. A pure state
-machine: docs/spec/membership.md numbers its rules. Source: design §8.
+late joiner knows everything after one exchange. Who is silent is probed; who stays silent for
+`probe_misses` intervals and one more is suspected until anything arrives from it. Those that the
+market waits for when they die (`watch`) are probed twice as often as others. A pure state machine:
+docs/spec/membership.md numbers its rules. Source: design §8.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from iemas.core.report import CacheDigest, CapabilityReport, LoadReport, Report
 from iemas.core.types import NodeId, short_id
 
 EXCHANGE_INTERVAL_MS = 5_000
+SLOWNESS = 2
+"""Who is not watched is probed every so many intervals, and has so many times the patience."""
 MAX_NODES = 10_000
 MAX_MESSAGE_REPORT_BYTES = 48 * 1024 * 1024
 """Reports in one message; a single digest of four million blocks (32 MB) still fits."""
@@ -70,12 +73,17 @@ MembershipInput = ReceiveGossip | PublishReport | Tick
 
 @dataclass(slots=True)
 class NodeRecord:
-    """The last accepted report of each kind of one node, and how it answers probes."""
+    """The last accepted report of each kind of one node, and when it was last heard of.
+
+    A node that others told of counts as heard when they did.
+    """
 
     capability: Signed[CapabilityReport]
     load: Signed[LoadReport] | None = None
     digest: Signed[CacheDigest] | None = None
-    missed_probes: int = 0
+    heard_at_ms: int = 0
+    probed_at_ms: int = 0
+    suspected: bool = False
     exchanged: bool = False
 
     def get_reports(self) -> Iterator[Signed[Report]]:
@@ -110,6 +118,8 @@ class Membership:
         self._nodes: dict[NodeId, NodeRecord] = {}
         self._probe_sequence = 0
         self._next_probe_ms = 0
+        self._suspect_at_ms = 0
+        self._watched: dict[NodeId, int] = {}  # who is watched, since when
         self._next_exchange_ms = 0
         self._exchange_turn = 0
         self.version = 0
@@ -130,9 +140,14 @@ class Membership:
         return [node_id for node_id in sorted(self._nodes) if node_id != self._own_id]
 
     def is_suspected(self, node_id: NodeId) -> bool:
-        """Tell whether a known peer has missed too many probes."""
+        """Tell whether a known peer has been silent for too long."""
         record = self._nodes.get(node_id)
-        return record is not None and record.missed_probes > self._params.probe_misses
+        return record is not None and record.suspected
+
+    def has_heard(self, node_id: NodeId, *, since_ms: int) -> bool:
+        """Tell whether anything came from a peer since then."""
+        record = self._nodes.get(node_id)
+        return record is not None and record.heard_at_ms >= since_ms
 
     def get_reports(self) -> tuple[SignedReport, ...]:
         """Give the reports held, for a newcomer: as many as fit, what nodes are before the rest."""
@@ -151,18 +166,38 @@ class Membership:
         match inp:
             case PublishReport(report):
                 # The rules are for others' reports: a clock set back must not silence this node.
-                self._store(report, self._nodes.get(self._own_id))
+                self._store(report, self._nodes.get(self._own_id), now_ms)
                 return self._push((SignedReport.wrap(report),), to=self.get_peers())
             case ReceiveGossip(sender, message):
-                ready = self._receive(sender, message, now_ms)
-                record = self._nodes.get(sender)
-                if record is not None:
-                    if self.is_suspected(sender):
-                        ready += Ready(events=(Event("peer_alive", {"peer": short_id(sender)}),))
-                    record.missed_probes = 0
-                return ready
+                return self._receive(sender, message, now_ms) + self.hear(sender, now_ms=now_ms)
             case Tick():
                 return self._tick(now_ms)
+
+    def hear(self, sender: NodeId, *, now_ms: int) -> Ready:
+        """Take note that something came from a peer, whatever it was."""
+        record = self._nodes.get(sender)
+        if record is None:
+            return Ready()
+        record.heard_at_ms = now_ms
+        if not record.suspected:
+            return Ready()
+        record.suspected = False
+        return Ready(events=(Event("peer_alive", {"peer": short_id(sender)}),))
+
+    def watch(self, nodes: Iterable[NodeId], *, now_ms: int) -> Ready:
+        """Watch these nodes and no others from now on; probe those not watched before at once.
+
+        A node that finds itself among them probes all others as often, so that they hear of it.
+        """
+        watched = set(nodes)
+        new = sorted(watched - self._watched.keys())
+        self._watched = {node: self._watched.get(node, now_ms) for node in sorted(watched)}
+        self._suspect_at_ms = now_ms  # they have less time to be heard than before
+        ready = Ready(wake_at_ms=now_ms)
+        for peer in new:
+            if peer in self._nodes and peer != self._own_id:
+                ready += self._probe(peer, now_ms)
+        return ready
 
     def _receive(self, sender: NodeId, message: GossipMessage, now_ms: int) -> Ready:
         match message:
@@ -249,9 +284,9 @@ class Membership:
         if isinstance(report.message, CacheDigest):
             # A round looks blocks up in it: one that cannot be searched must not get so far.
             DigestIndex(report.message.blocks)
-        self._store(report, record)
+        self._store(report, record, now_ms)
 
-    def _store(self, report: Signed[Report], record: NodeRecord | None) -> None:
+    def _store(self, report: Signed[Report], record: NodeRecord | None, now_ms: int) -> None:
         node_id = report.message.stamp.node_id
         match report:
             case Signed(CapabilityReport(), _):
@@ -259,7 +294,7 @@ class Membership:
                     raise InvalidReportError("the table of nodes is full", node_id=node_id)
                 self.version += 1
                 if record is None:
-                    self._nodes[node_id] = NodeRecord(report)  # type: ignore[arg-type]
+                    self._nodes[node_id] = NodeRecord(report, heard_at_ms=now_ms)  # type: ignore[arg-type]
                     return
                 if record.capability.message.stamp.incarnation < report.message.stamp.incarnation:
                     # A restarted node: what its earlier process reported no longer holds.
@@ -308,16 +343,20 @@ class Membership:
         return Ready(send=tuple(Send(peer, ReportPush(reports)) for peer in to))
 
     def _tick(self, now_ms: int) -> Ready:
-        ready = self._expire(now_ms)
-        peers = self.get_peers()
+        ready = Ready()
         if now_ms >= self._next_probe_ms:
             self._next_probe_ms = now_ms + self._params.probe_interval_ms
             self._probe_sequence += 1
+            ready += self._expire(now_ms)
+            peers = self.get_peers()
             for peer in peers:
-                ready += self._probe(peer)
+                if self._is_probe_due(peer, now_ms):
+                    ready += self._probe(peer, now_ms)
             for peer in self._choose_exchange_peers(peers, now_ms):
                 ready += Ready(send=(Send(peer, ExchangeRequest(self._get_versions())),))
-        return ready + Ready(wake_at_ms=self._next_probe_ms)
+        if now_ms >= self._suspect_at_ms:
+            ready += self._suspect(now_ms)
+        return ready + Ready(wake_at_ms=min(self._next_probe_ms, self._suspect_at_ms))
 
     def _choose_exchange_peers(self, peers: list[NodeId], now_ms: int) -> list[NodeId]:
         """Choose every peer not exchanged with yet, and from time to time the next one in turn."""
@@ -328,13 +367,43 @@ class Membership:
             chosen.append(peers[self._exchange_turn % len(peers)])
         return sorted(set(chosen))
 
-    def _probe(self, peer: NodeId) -> Ready:
+    def _is_probe_due(self, peer: NodeId, now_ms: int) -> bool:
+        """Tell whether a peer was neither heard nor probed for half of its interval.
+
+        Half of it, because probes leave together: then every peer is heard each interval, and of
+        two that probe each other one mostly finds that it need not.
+        """
         record = self._nodes[peer]
-        record.missed_probes += 1
-        events: tuple[Event, ...] = ()
-        if record.missed_probes == self._params.probe_misses + 1:
-            events = (Event("peer_suspected", {"peer": short_id(peer)}),)
-        return Ready(send=(Send(peer, Probe(self._probe_sequence)),), events=events)
+        last_ms = max(record.heard_at_ms, record.probed_at_ms)
+        is_watched = self._own_id in self._watched
+        interval_ms = self._params.probe_interval_ms if is_watched else self._get_interval_ms(peer)
+        return not 0 <= now_ms - last_ms < interval_ms // 2  # below 0 if the clock went back
+
+    def _get_interval_ms(self, peer: NodeId) -> int:
+        return self._params.probe_interval_ms * (1 if peer in self._watched else SLOWNESS)
+
+    def _probe(self, peer: NodeId, now_ms: int) -> Ready:
+        self._nodes[peer].probed_at_ms = now_ms
+        return Ready(send=(Send(peer, Probe(self._probe_sequence)),))
+
+    def _suspect(self, now_ms: int) -> Ready:
+        """Suspect who has been silent for too long, and find when the next one has."""
+        ready = Ready()
+        tries = self._params.probe_misses + 1
+        self._suspect_at_ms = now_ms + self._params.probe_interval_ms * SLOWNESS * tries
+        for peer in self.get_peers():
+            record = self._nodes[peer]
+            record.heard_at_ms = min(record.heard_at_ms, now_ms)  # the clock went back
+            if record.suspected:
+                continue
+            since_ms = max(record.heard_at_ms, self._watched.get(peer, 0))
+            at_ms = since_ms + self._get_interval_ms(peer) * tries
+            if at_ms <= now_ms:
+                record.suspected = True
+                ready += Ready(events=(Event("peer_suspected", {"peer": short_id(peer)}),))
+            else:
+                self._suspect_at_ms = min(self._suspect_at_ms, at_ms)
+        return ready
 
     def _expire(self, now_ms: int) -> Ready:
         """Forget nodes that are silent and whose capability report has run out."""

@@ -75,9 +75,10 @@ class MarketParams:
     receipt_interval_tokens: int = 16
     window_tokens: int = 48
     """A provider stops when so many output tokens are unacknowledged."""
-    probe_interval_ms: int = 500
-    probe_misses: int = 3
-    """A peer is suspected after so many unanswered probes."""
+    probe_interval_ms: int = 250
+    """How often who is on duty is probed; others half as often."""
+    probe_misses: int = 4
+    """Silence of so many intervals and one more makes a peer suspected."""
     block_interval_ms: int = 50
     """The least time between two blocks."""
     idle_block_interval_ms: int = 5_000

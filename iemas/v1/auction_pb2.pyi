@@ -996,3 +996,159 @@ class Refusal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class ForwardedBid(_message.Message):
+    """A validator passes a bid on that got no answer elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMISSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def submission(self) -> Global___BidSubmission: ...
+    def __init__(
+        self,
+        *,
+        submission: Global___BidSubmission | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submission", b"submission"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["submission", b"submission"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedBid: _TypeAlias = ForwardedBid  # noqa: Y015
+
+@_typing.final
+class BidWaiting(_message.Message):
+    """The auctioneer has the bid, and waits for its witness."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BidWaiting: _TypeAlias = BidWaiting  # noqa: Y015
+
+@_typing.final
+class ForwardedAnswer(_message.Message):
+    """What the auctioneer says to a bid, to the validator that passed it on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BID_HASH_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    bid_hash: _builtins.bytes
+    @_builtins.property
+    def accepted(self) -> Global___BidAccepted: ...
+    @_builtins.property
+    def outcome(self) -> Global___RoundOutcome: ...
+    @_builtins.property
+    def refused(self) -> Global___Refusal: ...
+    @_builtins.property
+    def waiting(self) -> Global___BidWaiting: ...
+    def __init__(
+        self,
+        *,
+        bid_hash: _builtins.bytes = ...,
+        accepted: Global___BidAccepted | None = ...,
+        outcome: Global___RoundOutcome | None = ...,
+        refused: Global___Refusal | None = ...,
+        waiting: Global___BidWaiting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "outcome", b"outcome", "refused", b"refused", "waiting", b"waiting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "bid_hash", b"bid_hash", "outcome", b"outcome", "refused", b"refused", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["accepted", "outcome", "refused", "waiting"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___ForwardedAnswer: _TypeAlias = ForwardedAnswer  # noqa: Y015
+
+@_typing.final
+class LeaseRequest(_message.Message):
+    """The auctioneer asks a validator to vouch that nobody else signs in its term."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    ASKED_AT_MS_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    term: _builtins.int
+    asked_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        term: _builtins.int = ...,
+        asked_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_at_ms", b"asked_at_ms", "hub", b"hub", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRequest: _TypeAlias = LeaseRequest  # noqa: Y015
+
+@_typing.final
+class LeaseGrant(_message.Message):
+    """A validator grants the lease, from when it was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    ASKED_AT_MS_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    term: _builtins.int
+    asked_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        term: _builtins.int = ...,
+        asked_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_at_ms", b"asked_at_ms", "hub", b"hub", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseGrant: _TypeAlias = LeaseGrant  # noqa: Y015
+
+@_typing.final
+class LeaseRelease(_message.Message):
+    """The auctioneer knows that its term is over and takes no more bids."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    hub: _builtins.str
+    term: _builtins.int
+    def __init__(
+        self,
+        *,
+        hub: _builtins.str = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRelease: _TypeAlias = LeaseRelease  # noqa: Y015

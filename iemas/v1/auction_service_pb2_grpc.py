@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AuctionServiceStub:
-    """On the public listener of every node; only the auctioneer of the term accepts bids.
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
     """
 
     def __init__(self, channel):
@@ -43,7 +44,8 @@ class AuctionServiceStub:
 
 
 class AuctionServiceServicer:
-    """On the public listener of every node; only the auctioneer of the term accepts bids.
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
     """
 
     def Bid(self, request_iterator, context):
@@ -71,7 +73,8 @@ def add_AuctionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuctionService:
-    """On the public listener of every node; only the auctioneer of the term accepts bids.
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
     """
 
     @staticmethod

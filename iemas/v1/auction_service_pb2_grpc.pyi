@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuctionServiceStub:
-    """On the public listener of every node; only the auctioneer of the term accepts bids."""
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +42,9 @@ class AuctionServiceStub:
 
 @_typing.type_check_only
 class AuctionServiceAsyncStub(AuctionServiceStub):
-    """On the public listener of every node; only the auctioneer of the term accepts bids."""
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Bid: _aio.StreamStreamMultiCallable[_auction_service_pb2.BidRequest, _auction_service_pb2.BidResponse]  # type: ignore[assignment]
@@ -49,7 +53,9 @@ class AuctionServiceAsyncStub(AuctionServiceStub):
     """
 
 class AuctionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """On the public listener of every node; only the auctioneer of the term accepts bids."""
+    """On the public listener of every node. The auctioneer of the term accepts bids; another validator
+    of the hub passes them on to it, and votes it absent if it answers nothing.
+    """
 
     @_abc_1.abstractmethod
     def Bid(

@@ -176,6 +176,7 @@ class GetTermResponse(_message.Message):
     AUCTIONEER_CAPABILITY_FIELD_NUMBER: _builtins.int
     WITNESS_CAPABILITY_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    VALIDATORS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     auctioneer: _builtins.bytes
     witness: _builtins.bytes
@@ -190,6 +191,10 @@ class GetTermResponse(_message.Message):
     def witness_capability(self) -> _types_pb2.Envelope:
         """of CapabilityReport"""
 
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Validators that take part in the hub's election: any of them passes a stuck bid on."""
+
     def __init__(
         self,
         *,
@@ -201,10 +206,11 @@ class GetTermResponse(_message.Message):
         auctioneer_capability: _types_pb2.Envelope | None = ...,
         witness_capability: _types_pb2.Envelope | None = ...,
         height: _builtins.int = ...,
+        validators: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auctioneer_capability", b"auctioneer_capability", "witness_capability", b"witness_capability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "auctioneer_capability", b"auctioneer_capability", "height", b"height", "next_auctioneer", b"next_auctioneer", "started_at_ms", b"started_at_ms", "term", b"term", "witness", b"witness", "witness_capability", b"witness_capability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auctioneer", b"auctioneer", "auctioneer_capability", b"auctioneer_capability", "height", b"height", "next_auctioneer", b"next_auctioneer", "started_at_ms", b"started_at_ms", "term", b"term", "validators", b"validators", "witness", b"witness", "witness_capability", b"witness_capability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,11 @@ class DeliverRequest(_message.Message):
     MODEL_NOTICE_FIELD_NUMBER: _builtins.int
     MODEL_REQUEST_FIELD_NUMBER: _builtins.int
     MODEL_RESPONSE_FIELD_NUMBER: _builtins.int
+    FORWARDED_BID_FIELD_NUMBER: _builtins.int
+    FORWARDED_ANSWER_FIELD_NUMBER: _builtins.int
+    LEASE_REQUEST_FIELD_NUMBER: _builtins.int
+    LEASE_GRANT_FIELD_NUMBER: _builtins.int
+    LEASE_RELEASE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report_push(self) -> _gossip_pb2.ReportPush: ...
     @_builtins.property
@@ -115,6 +120,16 @@ class DeliverRequest(_message.Message):
     def model_request(self) -> _auction_pb2.ModelRequest: ...
     @_builtins.property
     def model_response(self) -> _auction_pb2.ModelResponse: ...
+    @_builtins.property
+    def forwarded_bid(self) -> _auction_pb2.ForwardedBid: ...
+    @_builtins.property
+    def forwarded_answer(self) -> _auction_pb2.ForwardedAnswer: ...
+    @_builtins.property
+    def lease_request(self) -> _auction_pb2.LeaseRequest: ...
+    @_builtins.property
+    def lease_grant(self) -> _auction_pb2.LeaseGrant: ...
+    @_builtins.property
+    def lease_release(self) -> _auction_pb2.LeaseRelease: ...
     def __init__(
         self,
         *,
@@ -147,12 +162,17 @@ class DeliverRequest(_message.Message):
         model_notice: _auction_pb2.ModelNotice | None = ...,
         model_request: _auction_pb2.ModelRequest | None = ...,
         model_response: _auction_pb2.ModelResponse | None = ...,
+        forwarded_bid: _auction_pb2.ForwardedBid | None = ...,
+        forwarded_answer: _auction_pb2.ForwardedAnswer | None = ...,
+        lease_request: _auction_pb2.LeaseRequest | None = ...,
+        lease_grant: _auction_pb2.LeaseGrant | None = ...,
+        lease_release: _auction_pb2.LeaseRelease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "forwarded_answer", b"forwarded_answer", "forwarded_bid", b"forwarded_bid", "lease_grant", b"lease_grant", "lease_release", b"lease_release", "lease_request", b"lease_request", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_announcement", b"block_announcement", "blocks_request", b"blocks_request", "blocks_response", b"blocks_response", "chunks_request", b"chunks_request", "chunks_response", b"chunks_response", "close_notice", b"close_notice", "consensus_status", b"consensus_status", "countersign_request", b"countersign_request", "countersign_response", b"countersign_response", "exchange_request", b"exchange_request", "exchange_response", b"exchange_response", "forwarded_answer", b"forwarded_answer", "forwarded_bid", b"forwarded_bid", "lease_grant", b"lease_grant", "lease_release", b"lease_release", "lease_request", b"lease_request", "light_block_request", b"light_block_request", "light_block_response", b"light_block_response", "message", b"message", "model_notice", b"model_notice", "model_request", b"model_request", "model_response", b"model_response", "probe", b"probe", "probe_acknowledgement", b"probe_acknowledgement", "proposal_notice", b"proposal_notice", "recall_request", b"recall_request", "recall_response", b"recall_response", "receipt_notice", b"receipt_notice", "release_notice", b"release_notice", "report_push", b"report_push", "snapshot_offer", b"snapshot_offer", "snapshot_request", b"snapshot_request", "submit_transaction", b"submit_transaction", "transcript_notice", b"transcript_notice", "vote_notice", b"vote_notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status", "snapshot_request", "snapshot_offer", "light_block_request", "light_block_response", "chunks_request", "chunks_response", "recall_request", "recall_response", "model_notice", "model_request", "model_response"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["report_push", "exchange_request", "exchange_response", "probe", "probe_acknowledgement", "submit_transaction", "block_announcement", "blocks_request", "blocks_response", "countersign_request", "countersign_response", "close_notice", "release_notice", "transcript_notice", "receipt_notice", "proposal_notice", "vote_notice", "consensus_status", "snapshot_request", "snapshot_offer", "light_block_request", "light_block_response", "chunks_request", "chunks_response", "recall_request", "recall_response", "model_notice", "model_request", "model_response", "forwarded_bid", "forwarded_answer", "lease_request", "lease_grant", "lease_release"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

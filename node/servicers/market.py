@@ -101,6 +101,7 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
             started_at_ms=term.started_at_ms,
             next_auctioneer=state.get_next_auctioneer(hub),
             height=state.height,
+            validators=state.get_live_validators(hub),
         )
         for node_id, field in (
             (term.auctioneer, response.auctioneer_capability),

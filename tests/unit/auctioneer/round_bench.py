@@ -9,6 +9,7 @@ from typing import Any
 from auctioneer.books import TermBooks
 from auctioneer.capacity import Capacity
 from auctioneer.clear_round import ProviderView
+from auctioneer.lease import Lease
 from auctioneer.outcomes import ClearedRound, derive_outcomes
 from auctioneer.round import Auctioneer
 from auctioneer.verify import verify_transcript
@@ -86,6 +87,18 @@ class Market:
         self.capacity.record_allocation(allocation)
 
 
+class BenchLease(Lease):
+    """A lease that a test gives and takes."""
+
+    is_held = True
+
+    def holds(self, *, now_ms: int) -> bool:
+        return self.is_held
+
+    def is_expired(self, *, now_ms: int) -> bool:
+        return not self.is_held
+
+
 class RoundBench:
     """One term's auctioneer and witness, and the mail between them, which tests deliver."""
 
@@ -100,6 +113,9 @@ class RoundBench:
         self.term = self.chain.state.get_term(self.chain.hub)
         self.auctioneer_name = self.chain.get_name(self.term.auctioneer)
         self.witness_name = self.chain.get_name(self.term.witness or self.term.auctioneer)
+        self.lease = BenchLease(
+            term=self.term, own_id=self.term.auctioneer, params=self.params, get_powers=list
+        )
         self.witness = self.make_witness()
         self.auctioneer = self.make_auctioneer()
         self.now_ms = self.chain.now_ms
@@ -125,6 +141,7 @@ class RoundBench:
         identity = make_identity(self.auctioneer_name)
         return Auctioneer(
             term=self.term,
+            lease=self.lease,
             chain_id=self.chain.chain_id,
             params=self.params,
             signer=self.chain.get_signer(self.auctioneer_name),
