@@ -195,6 +195,7 @@ class StuckBids:
             return Ready()
         if not bid.is_taken:
             bid.is_taken, self._asked_at_ms = True, None
+        if self._term is not None and number == self._term.number:
             self._is_mute = False
         ready = Ready()
         if not isinstance(message, BidWaiting):

@@ -12,7 +12,14 @@ out as values. The SDK drives these machines over gRPC, a simulation drives them
 
 from __future__ import annotations
 
-from iemas.client._bidding import ENTROPY_BYTES, PendingBid, TermInfo, make_bid_submission
+from iemas.client._bidding import (
+    ENTROPY_BYTES,
+    STUCK_SECONDS,
+    PendingBid,
+    TermInfo,
+    choose_helpers,
+    make_bid_submission,
+)
 from iemas.client._channel import Channel
 from iemas.client._metering import TaskMeter
 from iemas.client._splicing import Turn, TurnMemory, splice_prompt
@@ -20,6 +27,7 @@ from iemas.core.types import ChannelId, HubId
 
 __all__ = [
     "ENTROPY_BYTES",
+    "STUCK_SECONDS",
     "Channel",
     "ChannelId",
     "HubId",
@@ -28,6 +36,7 @@ __all__ = [
     "TermInfo",
     "Turn",
     "TurnMemory",
+    "choose_helpers",
     "make_bid_submission",
     "splice_prompt",
 ]

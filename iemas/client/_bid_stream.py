@@ -1,4 +1,4 @@
-"""One long-lived stream of bids to an auctioneer, shared by all requests of a client.
+"""One long-lived stream of bids to a node, shared by all requests of a client.
 
 Bids go up as they come; acknowledgements and outcomes come down in any order and find their
 request by the bid's hash. A stream that breaks fails every request that waits on it, and each of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -42,7 +43,7 @@ class _Ticket:
 
 
 class BidStream:
-    """The bid stream to one auctioneer; open while `alive`."""
+    """The bid stream to one node; open while `alive`."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         stub: Any = AuctionServiceStub(channel)
@@ -58,9 +59,16 @@ class BidStream:
         return self._failure is None
 
     async def bid(
-        self, pending: PendingBid, *, accept_seconds: float, outcome_seconds: float
+        self,
+        pending: PendingBid,
+        *,
+        accept_seconds: float,
+        outcome_seconds: float,
+        on_accepted: Callable[[], None],
     ) -> RoundOutcome:
         """Send a bid, check its acknowledgement, and wait for the outcome of its round.
+
+        `on_accepted` is called once the acknowledgement holds.
 
         Raises: NotAuctioneerError and other named refusals; APIConnectionError if the stream
             breaks; APITimeoutError if the auctioneer is silent; InvalidSignatureError,
@@ -72,6 +80,7 @@ class BidStream:
             accepted = await _wait(ticket.accepted, accept_seconds, "acknowledge the bid")
             # Checking takes its time while the auctioneer clears the round.
             pending.check_acceptance(accepted)
+            on_accepted()
             return await _wait(ticket.outcome, outcome_seconds, "clear the bid's round")
         finally:
             self._tickets.pop(pending.bid_hash, None)

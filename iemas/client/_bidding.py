@@ -40,6 +40,12 @@ from iemas.core.settlement import compute_worst_case_micros
 from iemas.core.types import HubId, NodeId, short_id
 
 ENTROPY_BYTES = 2 * SHARE_BYTES
+STUCK_SECONDS = 0.4
+"""A bid that nobody acknowledged for so long is given to other validators."""
+
+HELPERS = 2
+"""How many validators a stuck bid is given to."""
+
 SealFunction = Callable[[bytes, bytes, bytes], bytes]
 """(share, holder's HPKE public key, context) to the sealed share."""
 
@@ -49,7 +55,7 @@ class TermInfo:
     """Whom a bid of this term is sealed to.
 
     `witness` is None where the hub has no second live validator: then the auctioneer holds both
-    shares, and rounds are marked unsealed.
+    shares, and rounds are marked unsealed. `validators` are those that pass a stuck bid on.
     """
 
     hub: HubId
@@ -58,6 +64,7 @@ class TermInfo:
     auctioneer_hpke_key: bytes
     witness: NodeId | None = None
     witness_hpke_key: bytes = b""
+    validators: tuple[NodeId, ...] = ()
 
     @property
     def countersigner(self) -> NodeId:
@@ -176,6 +183,17 @@ class PendingBid:
 
 def _get_round(message: Allocation | Unmatched | RoundClose) -> tuple[HubId, int, int]:
     return (message.hub, message.term, message.round)
+
+
+def choose_helpers(term: TermInfo, attempt: int) -> list[NodeId]:
+    """Choose whom to give a stuck bid: the witness, then other validators, each attempt others.
+
+    So an auctioneer that leaves every bid unanswered is found out by more of them each time.
+    """
+    others = sorted({*term.validators} - {term.auctioneer, term.witness})
+    start = attempt * (HELPERS - 1) % len(others) if others else 0
+    chosen = [*others[start:], *others[:start]]
+    return (chosen if term.witness is None else [term.witness, *chosen])[:HELPERS]
 
 
 def make_bid_submission(

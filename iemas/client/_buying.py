@@ -10,15 +10,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from iemas.client._bid_stream import BidStream
-from iemas.client._bidding import ENTROPY_BYTES, TermInfo, make_bid_submission
+from iemas.client._bidding import (
+    ENTROPY_BYTES,
+    PendingBid,
+    TermInfo,
+    choose_helpers,
+    make_bid_submission,
+)
 from iemas.client._channel import Channel
 from iemas.client._funds import Funds
 from iemas.client._metering import TaskMeter
 from iemas.client._network import Network
+from iemas.client._placing import place_bid
 from iemas.client._retry import Retry
 from iemas.client._task_stream import TaskEvent, TaskStream
 from iemas.core.auction import Allocation, Bid, Unmatched
@@ -43,6 +50,8 @@ ACCEPT_SECONDS = 2.0
 OUTCOME_SECONDS = 5.0
 CALL_GRACE_SECONDS = 5.0
 MAX_STREAMS = 8
+
+Outcome = Signed[Allocation] | Signed[Unmatched]
 
 _LOSSES = (
     APIConnectionError,
@@ -164,11 +173,8 @@ class Buyer:
         except APIConnectionError:
             return False
 
-    async def _bid(
-        self, order: Order, term: TermInfo, retry: Retry
-    ) -> Signed[Allocation] | Signed[Unmatched]:
+    async def _bid(self, order: Order, term: TermInfo, retry: Retry) -> Outcome:
         market = self._network.market
-        stream = await self._get_stream(term.auctioneer)
         pending = make_bid_submission(
             order.bid,
             order.chain,
@@ -178,18 +184,26 @@ class Buyer:
             block_size=order.block_size,
             entropy=secrets.token_bytes(ENTROPY_BYTES),
         )
-        remaining = retry.remaining_seconds
+
+        async def send(node: NodeId, on_accepted: Callable[[], None]) -> Outcome:
+            return await self._send_bid(node, pending, retry, on_accepted)
+
+        return await place_bid(term.auctioneer, choose_helpers(term, retry.attempts), send)
+
+    async def _send_bid(
+        self, node: NodeId, pending: PendingBid, retry: Retry, on_accepted: Callable[[], None]
+    ) -> Outcome:
+        """Send a bid over one node's stream; one that failed or lied is not used again."""
+        tolerance_ms = self._network.market.genesis.params.clock_tolerance_ms
+        stream = await self._get_stream(node)
         try:
             outcome = await stream.bid(
                 pending,
-                accept_seconds=min(ACCEPT_SECONDS, remaining),
-                outcome_seconds=min(OUTCOME_SECONDS, remaining),
+                accept_seconds=min(ACCEPT_SECONDS, retry.remaining_seconds),
+                outcome_seconds=min(OUTCOME_SECONDS, retry.remaining_seconds),
+                on_accepted=on_accepted,
             )
-            return pending.check_outcome(
-                outcome,
-                now_ms=get_now_ms(),
-                tolerance_ms=market.genesis.params.clock_tolerance_ms,
-            )
+            return pending.check_outcome(outcome, now_ms=get_now_ms(), tolerance_ms=tolerance_ms)
         except _LOSSES:
             await self._discard(stream)
             raise

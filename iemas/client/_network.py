@@ -320,6 +320,7 @@ class Network:
             auctioneer_hpke_key=auctioneer.hpke_public_key,
             witness=witness.stamp.node_id if witness is not None else None,
             witness_hpke_key=witness.hpke_public_key if witness is not None else b"",
+            validators=tuple(NodeId(node) for node in response.validators),
         )
 
     def _read_capability(self, response: pb.GetTermResponse, role: str) -> CapabilityReport:

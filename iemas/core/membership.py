@@ -370,8 +370,8 @@ class Membership:
     def _is_probe_due(self, peer: NodeId, now_ms: int) -> bool:
         """Tell whether a peer was neither heard nor probed for half of its interval.
 
-        Half of it, because probes leave together: then every peer is heard each interval, and of
-        two that probe each other one mostly finds that it need not.
+        Half of it, because probes leave together: so every peer is heard once an interval, and of
+        two that probe each other the second mostly finds that it need not.
         """
         record = self._nodes[peer]
         last_ms = max(record.heard_at_ms, record.probed_at_ms)

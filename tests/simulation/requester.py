@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from iemas import wire
-from iemas.client._base import Channel, PendingBid, TaskMeter, TermInfo, make_bid_submission
+from iemas.client._base import (
+    STUCK_SECONDS,
+    Channel,
+    PendingBid,
+    TaskMeter,
+    TermInfo,
+    choose_helpers,
+    make_bid_submission,
+)
 from iemas.core.auction import Allocation, Bid, BidAccepted, Refusal, RoundOutcome, Unmatched
 from iemas.core.digest import compute_block_keys
 from iemas.core.envelope import Signed
@@ -58,6 +66,7 @@ class SimulatedTask:
     meter: TaskMeter | None = None
     auctioneer: str = ""
     settled: bool = False
+    accepted: bool = False
     attempts: int = 0
 
     @property
@@ -90,6 +99,7 @@ class SimulatedTask:
                 witness.identity.derive_hpke_key().public_key().public_bytes_raw()
                 if witness is not None
                 else b"",
+                view.core.state.get_live_validators(HUB),
             ),
             channel=self.requester.channel,
             chain_id=market.chain_id,
@@ -98,8 +108,11 @@ class SimulatedTask:
             seal=market.seal,
         )
         self.auctioneer = auctioneer.name
+        self.accepted = False
         attempt = self.attempts
         market.later(lambda: self._submit(auctioneer))
+        stuck_ms = int(STUCK_SECONDS * 1_000)
+        market.clock.call_later(stuck_ms, lambda: self._ask_others(attempt))
         # A bid without an outcome in time is sealed anew to whoever is auctioneer then.
         market.clock.call_later(3_000, lambda: self._retry(attempt))
 
@@ -107,12 +120,21 @@ class SimulatedTask:
         if attempt == self.attempts and self.meter is None and not self.settled:
             self.bid()
 
-    def _submit(self, auctioneer: SimulatedNode) -> None:
-        if not auctioneer.alive or self.pending is None:
+    def _ask_others(self, attempt: int) -> None:
+        """Give the bid to other validators if nobody acknowledged it."""
+        if attempt != self.attempts or self.accepted or self.meter is not None or not self.pending:
+            return
+        self._market.watcher.count("stuck bids")
+        for helper in choose_helpers(self.pending.term, attempt):
+            node = self._market.by_id[helper]
+            self._market.later(lambda n=node: self._submit(n))
+
+    def _submit(self, node: SimulatedNode) -> None:
+        if not node.alive or self.pending is None:
             return
         stream = self._market.random.getrandbits(32)
-        auctioneer.answer_to[stream] = self.receive_answer
-        auctioneer.step(ReceiveBid(stream, self.pending.submission))
+        node.answer_to[stream] = self.receive_answer
+        node.step(ReceiveBid(stream, self.pending.submission))
 
     def receive_answer(self, answer: Answer) -> None:
         """Check what the auctioneer says; go to the winner if there is one."""
@@ -122,6 +144,7 @@ class SimulatedTask:
         match answer.message:
             case BidAccepted() as accepted:
                 pending.check_acceptance(accepted)
+                self.accepted = True
             case Refusal(error, message):
                 market.refusals.append((error, message))
                 market.clock.call_later(200, lambda a=self.attempts: self._retry(a))

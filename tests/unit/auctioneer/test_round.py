@@ -244,8 +244,10 @@ def test_a_bid_that_its_account_did_not_sign_is_refused(bench: RoundBench) -> No
 def test_a_nonce_is_used_once(bench: RoundBench) -> None:
     bid = bench.seal()
     bench.submit(bid)
+    sealed_bid = bid.submission.sealed_bid
+    again = bench.chain.sign("alice", replace(sealed_bid.message, ciphertext=b"another"))
     with pytest.raises(DuplicateBidError):
-        bench.submit(bid)
+        bench.submit(replace(bid, submission=replace(bid.submission, sealed_bid=again)))
 
 
 def test_a_nonce_below_the_last_is_refused(bench: RoundBench) -> None:

@@ -359,6 +359,8 @@ def test_a_restarted_node_is_exchanged_with_again(a: Membership) -> None:
 
 # --- probes (R11, R12) ---------------------------------------------------------------------------
 
+PATIENCE_MS = PARAMS.probe_interval_ms * (PARAMS.probe_misses + 1)
+
 
 def tick(membership: Membership, times: int, *, start: int = 0) -> list[str]:
     """Let probe intervals pass; give the events."""
@@ -369,12 +371,51 @@ def tick(membership: Membership, times: int, *, start: int = 0) -> list[str]:
     ]
 
 
-def test_every_peer_is_probed_each_interval(a: Membership) -> None:
+def list_probed(membership: Membership, *, after_ms: int) -> set[NodeId]:
+    """Let a tick come at a time; give whom it probes."""
+    ready = membership.step(Tick(), now_ms=NOW_MS + after_ms)
+    return {send.to for send in ready.send if isinstance(send.message, Probe)}
+
+
+def test_a_peer_that_answers_is_probed_every_second_interval(a: Membership) -> None:
+    probed = []
+    for n in range(1, 7):
+        probed.append(list_probed(a, after_ms=n * PARAMS.probe_interval_ms) == {get_id("b")})
+        if probed[-1]:
+            a.hear(get_id("b"), now_ms=at(n) + 5)
+    assert probed == [True, False] * 3
+
+
+def test_a_silent_peer_is_probed_every_interval(a: Membership) -> None:
+    times = range(PARAMS.probe_interval_ms, 4 * PARAMS.probe_interval_ms, PARAMS.probe_interval_ms)
+    assert all(list_probed(a, after_ms=ms) == {get_id("b")} for ms in times)
+
+
+def test_who_is_on_duty_is_probed_every_interval(a: Membership) -> None:
+    a.watch([get_id("b")], now_ms=NOW_MS)
+    for n in range(1, 5):
+        assert list_probed(a, after_ms=n * PARAMS.probe_interval_ms) == {get_id("b")}
+        a.hear(get_id("b"), now_ms=at(n) + 5)
+
+
+def test_who_is_on_duty_probes_everyone_every_interval(a: Membership) -> None:
+    a.watch([get_id("a")], now_ms=NOW_MS)
+    for n in range(1, 5):
+        assert list_probed(a, after_ms=n * PARAMS.probe_interval_ms) == {get_id("b")}
+        a.hear(get_id("b"), now_ms=at(n) + 5)
+
+
+def test_who_comes_on_duty_is_probed_at_once(a: Membership) -> None:
     push(a, make_report("c"), sender="c")
-    for n in range(2):
-        ready = a.step(Tick(), now_ms=NOW_MS + n * PARAMS.probe_interval_ms)
-        probed = {send.to for send in ready.send if isinstance(send.message, Probe)}
-        assert probed == {get_id("b"), get_id("c")}
+    sends = a.watch([get_id("a"), get_id("b")], now_ms=NOW_MS).send
+    assert [(send.to, type(send.message)) for send in sends] == [(get_id("b"), Probe)]
+    assert not a.watch([get_id("a"), get_id("b")], now_ms=NOW_MS + 1).send
+
+
+def test_who_was_just_heard_is_not_probed(a: Membership) -> None:
+    a.step(Tick(), now_ms=NOW_MS)
+    a.hear(get_id("b"), now_ms=NOW_MS + PARAMS.probe_interval_ms - 10)
+    assert list_probed(a, after_ms=PARAMS.probe_interval_ms) == set()
 
 
 def test_between_intervals_nobody_is_probed(a: Membership) -> None:
@@ -389,29 +430,58 @@ def test_a_probe_is_answered(a: Membership) -> None:
     assert (send.to, send.message) == (get_id("b"), ProbeAcknowledgement(7))
 
 
-def test_a_peer_that_misses_its_probes_is_suspected(a: Membership) -> None:
-    assert tick(a, PARAMS.probe_misses) == []
+@pytest.mark.parametrize(
+    ("on_duty", "patience_ms"), [(True, PATIENCE_MS), (False, 2 * PATIENCE_MS)]
+)
+def test_a_silent_peer_is_suspected(a: Membership, on_duty: bool, patience_ms: int) -> None:
+    a.watch([get_id("b")] if on_duty else [], now_ms=NOW_MS)
+    a.hear(get_id("b"), now_ms=NOW_MS + 7)
+    a.step(Tick(), now_ms=NOW_MS + 7)
+    ready = a.step(Tick(), now_ms=NOW_MS + 7 + patience_ms - 1)
     assert not a.is_suspected(get_id("b"))
-    assert tick(a, 3, start=PARAMS.probe_misses) == ["peer_suspected"]
+    assert ready.wake_at_ms == NOW_MS + 7 + patience_ms
+    ready = a.step(Tick(), now_ms=NOW_MS + 7 + patience_ms)
+    assert [event.name for event in ready.events] == ["peer_suspected"]
     assert a.is_suspected(get_id("b"))
 
 
-def test_a_peer_that_answers_is_not_suspected(a: Membership) -> None:
-    for n in range(10):
-        tick(a, 1, start=n)
-        a.step(ReceiveGossip(get_id("b"), ProbeAcknowledgement(n)), now_ms=NOW_MS)
+def test_who_comes_on_duty_has_the_whole_patience(a: Membership) -> None:
+    began_ms = NOW_MS + PATIENCE_MS
+    a.watch([get_id("b")], now_ms=began_ms)
+    a.step(Tick(), now_ms=began_ms)
+    a.step(Tick(), now_ms=began_ms + PATIENCE_MS - 1)
+    assert not a.is_suspected(get_id("b"))
+    a.step(Tick(), now_ms=began_ms + PATIENCE_MS)
+    assert a.is_suspected(get_id("b"))
+
+
+def test_a_clock_set_back_accuses_nobody(a: Membership) -> None:
+    a.step(Tick(), now_ms=NOW_MS)
+    a.step(Tick(), now_ms=NOW_MS - 60_000)
+    assert tick(a, 1) == []
     assert not a.is_suspected(get_id("b"))
 
 
+def test_a_peer_that_answers_is_not_suspected(a: Membership) -> None:
+    for n in range(30):
+        tick(a, 1, start=n)
+        a.step(ReceiveGossip(get_id("b"), ProbeAcknowledgement(n)), now_ms=at(n))
+    assert not a.is_suspected(get_id("b"))
+
+
+def at(n: int) -> int:
+    return NOW_MS + n * PARAMS.probe_interval_ms
+
+
 def test_anything_heard_ends_a_suspicion(a: Membership) -> None:
-    tick(a, 10)
-    ready = push(a, make_report("b", "load", 9))
+    tick(a, 30)
+    ready = push(a, make_report("b", "load", 9), now_ms=at(30))
     assert [event.name for event in ready.events] == ["peer_alive"]
     assert not a.is_suspected(get_id("b"))
 
 
 def test_a_node_does_not_suspect_itself(a: Membership) -> None:
-    tick(a, 10)
+    tick(a, 30)
     assert not a.is_suspected(get_id("a"))
 
 
@@ -424,7 +494,7 @@ def test_a_silent_node_is_forgotten_once_its_reports_have_run_out(a: Membership)
 def test_a_node_that_answers_is_not_forgotten(a: Membership) -> None:
     for n in range(65_000 // PARAMS.probe_interval_ms):
         tick(a, 1, start=n)
-        a.step(ReceiveGossip(get_id("b"), ProbeAcknowledgement(n)), now_ms=NOW_MS)
+        a.step(ReceiveGossip(get_id("b"), ProbeAcknowledgement(n)), now_ms=at(n))
     assert a.get_peers() == [get_id("b")]
 
 

@@ -56,13 +56,12 @@ def get_auctioneer(nodes: Nodes) -> str:
 def test_a_bid_that_is_refused_is_answered_on_its_stream(nodes: Nodes) -> None:
     term = nodes.cores["node-1"].state.get_term(HUB)
     pending = Bidder(nodes.chain, "alice").seal(term)
-    other = "node-2" if get_auctioneer(nodes) == "node-1" else "node-1"
-    ready = nodes.step(other, ReceiveBid(5, pending.submission))
+    ready = nodes.step(OBSERVER, ReceiveBid(5, pending.submission))
     (answer,) = ready.answers
     assert (answer.stream, answer.bid_hash) == (5, pending.bid_hash)
     assert isinstance(answer.message, Refusal)
     assert answer.message.error == "NotAuctioneerError"
-    assert nodes.cores[other].refused["NotAuctioneerError"] == 1
+    assert nodes.cores[OBSERVER].refused["NotAuctioneerError"] == 1
 
 
 def test_a_bad_report_is_counted_by_its_name(nodes: Nodes) -> None:

@@ -28,7 +28,7 @@ from iemas.ledger.transaction import (
 )
 from iemas.testing.builders import ASK
 from iemas.testing.chain import HUB, START_MS, LedgerChain, make_genesis
-from node.duties import JOIN_GRACE_MS, REPEAT_LANDED_MS, RESUBMIT_MS, Duties
+from node.duties import REPEAT_LANDED_MS, RESUBMIT_MS, Duties
 from node.standing_ask import StandingAsk
 from tests.unit.node.nodes import OBSERVER, Nodes
 
@@ -71,13 +71,10 @@ class Desk:
     def __init__(self, *, ask: Prices | None = None, chain: LedgerChain | None = None) -> None:
         self.chain = chain or LedgerChain(make_genesis(accounts=("alice", SELF)))
         self.ledger = Ledger(self.chain)
-        self.joined = {self.chain.get_node(name) for name in ("node-2", "node-3")}
+        self.accused: list[NodeId] = []
         self.settlement: Settle | None = None
         self.now_ms = START_MS
-        membership = SimpleNamespace(
-            get_node=lambda node: node if node in self.joined else None,
-            is_suspected=lambda _node: False,
-        )
+        absence = SimpleNamespace(list_accused=lambda **_: self.accused)
         provider = SimpleNamespace(collect_settlement=lambda: self.settlement)
         rounds = SimpleNamespace(get_due_books=list, get_evidence=lambda: None)
         standing = StandingAsk(
@@ -93,11 +90,10 @@ class Desk:
             signer=self.chain.get_signer(SELF),
             ask=standing,
             engine=cast("Any", self.ledger),
-            membership=cast("Any", membership),
+            absence=cast("Any", absence),
             provider=cast("Any", provider),
             rounds=cast("Any", rounds),
             models=cast("Any", models),
-            started_at_ms=START_MS,
         )
 
     def do(self, *, after_ms: int = 0) -> list[TransactionBody]:
@@ -184,19 +180,14 @@ def test_a_duty_that_grew_replaces_what_waits_after_a_while() -> None:
 # --- votes ---------------------------------------------------------------------------------------
 
 
-def test_who_has_not_joined_is_no_absentee_at_first() -> None:
+def test_who_is_held_absent_gets_a_vote_once() -> None:
     desk = Desk()
-    desk.joined.clear()
-    assert desk.do(after_ms=JOIN_GRACE_MS) == []
-    votes = {AbsenceVote(HUB, 0, desk.chain.get_node(name)) for name in ("node-2", "node-3")}
-    assert set(desk.do(after_ms=1)) == votes
-
-
-def test_an_absentee_gets_one_vote_a_term() -> None:
-    desk = Desk()
-    desk.joined.remove(NodeId(desk.chain.get_node("node-3")))
-    assert len(desk.do(after_ms=JOIN_GRACE_MS + 1)) == 1
+    node = desk.chain.get_node("node-3")
+    desk.accused = [node]
+    assert desk.do() == [AbsenceVote(HUB, 0, node)]
+    assert desk.do(after_ms=RESUBMIT_MS) == []
     desk.ledger.order()
+    desk.accused = []
     assert desk.do(after_ms=10 * REPEAT_LANDED_MS) == []
 
 
