@@ -49,14 +49,25 @@ class Absence:
         self._stuck_bids = stuck_bids
         self._get_state = get_state
         self._started_at_ms = started_at_ms
+        self._absent: set[NodeId] = set()
 
     def follow_ledger(self, *, now_ms: int) -> Ready:
-        """Watch who is on duty, and whoever another validator has accused in this term."""
+        """Watch who is on duty, and whoever another validator has accused in this term.
+
+        Who was just voted absent and is silent here too is suspected at once, so that the next
+        auctioneer's first round does not send a task to a dead provider.
+        """
         state = self._get_state()
+        validators = state.get_validators(self._hub)
+        absent = {node for node in validators if not state.is_live(self._hub, node)}
+        new, self._absent = sorted(absent - self._absent - {self._own_id}), absent
+        ready = Ready()
+        for node in new:
+            ready += self._membership.suspect(node, now_ms=now_ms)
         term = state.get_term(self._hub)
         on_duty = {node for node in (term.auctioneer, term.witness) if node is not None}
         accused = {key.accused for key in state.votes if key.hub == self._hub}
-        return self._membership.watch(on_duty | accused, now_ms=now_ms)
+        return ready + self._membership.watch(on_duty | accused, now_ms=now_ms)
 
     def list_accused(self, *, now_ms: int) -> list[NodeId]:
         """List whom this node is to vote absent now: not those that it has voted on."""

@@ -434,9 +434,10 @@ class NodeCore:
         ready = Ready()
         for block in applied:
             ready += self._record_results(block)
+        ready += self.absence.follow_ledger(now_ms=now_ms)
         ready += self.rounds.follow_ledger(now_ms=now_ms)
         ready += self.models.follow_ledger(now_ms=now_ms)
-        ready += self.stuck_bids.follow_ledger() + self.absence.follow_ledger(now_ms=now_ms)
+        ready += self.stuck_bids.follow_ledger()
         ready += Ready(persist=self.provider.forget_settled())
         return ready + self.duties.do(now_ms=now_ms)
 

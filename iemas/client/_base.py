@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from iemas.client._bidding import (
     ENTROPY_BYTES,
+    OUTCOME_STUCK_SECONDS,
     STUCK_SECONDS,
     PendingBid,
     TermInfo,
@@ -27,6 +28,7 @@ from iemas.core.types import ChannelId, HubId
 
 __all__ = [
     "ENTROPY_BYTES",
+    "OUTCOME_STUCK_SECONDS",
     "STUCK_SECONDS",
     "Channel",
     "ChannelId",

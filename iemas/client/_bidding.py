@@ -43,6 +43,9 @@ ENTROPY_BYTES = 2 * SHARE_BYTES
 STUCK_SECONDS = 0.4
 """A bid that nobody acknowledged for so long is given to other validators."""
 
+OUTCOME_STUCK_SECONDS = 1.0
+"""An acknowledged bid without an outcome for so long is stuck as well."""
+
 HELPERS = 2
 """How many validators a stuck bid is given to."""
 

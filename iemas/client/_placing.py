@@ -13,12 +13,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from iemas.client._bidding import STUCK_SECONDS
+from iemas.client._bidding import OUTCOME_STUCK_SECONDS, STUCK_SECONDS
 from iemas.core.errors import APIConnectionError, IemasError, NotAuctioneerError
 from iemas.core.types import NodeId
-
-OUTCOME_STUCK_SECONDS = 1.0
-"""An acknowledged bid without an outcome for so long is stuck as well."""
 
 T = TypeVar("T")
 Sender = Callable[[NodeId, Callable[[], None]], Awaitable[T]]

@@ -199,6 +199,15 @@ class Membership:
                 ready += self._probe(peer, now_ms)
         return ready
 
+    def suspect(self, node_id: NodeId, *, now_ms: int) -> Ready:
+        """Suspect a peer that others hold to be absent, unless it was heard within an interval."""
+        record = self._nodes.get(node_id)
+        heard_after_ms = now_ms - self._params.probe_interval_ms
+        if record is None or record.suspected or record.heard_at_ms > heard_after_ms:
+            return Ready()
+        record.suspected = True
+        return Ready(events=(Event("peer_suspected", {"peer": short_id(node_id)}),))
+
     def _receive(self, sender: NodeId, message: GossipMessage, now_ms: int) -> Ready:
         match message:
             case ReportPush(reports):

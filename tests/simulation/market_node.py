@@ -67,6 +67,8 @@ class SimulatedNode(Host):
         self._market = market
         self.servings: list[SimulatedServing] = []
         self._cache_version = -1
+        self.is_public_cut = False
+        """Whether bids of requesters do not reach it."""
 
     @property
     def height(self) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iemas import wire
 from iemas.client._base import (
+    OUTCOME_STUCK_SECONDS,
     STUCK_SECONDS,
     Channel,
     PendingBid,
@@ -21,7 +22,7 @@ from iemas.client._base import (
 from iemas.core.auction import Allocation, Bid, BidAccepted, Refusal, RoundOutcome, Unmatched
 from iemas.core.digest import compute_block_keys
 from iemas.core.envelope import Signed
-from iemas.core.errors import IemasError
+from iemas.core.errors import IemasError, LeaseExpiredError, NotAuctioneerError
 from iemas.core.execution import Busy, OutputChunk, Receipt, TaskPayload
 from iemas.core.ready import Answer
 from iemas.core.types import AccountId, ChannelId, FinishReason, Lateness, NodeId, Prices
@@ -33,6 +34,11 @@ from tests.simulation.market_node import BLOCK_SIZE, HUB, make_identity
 if TYPE_CHECKING:
     from tests.simulation.market import SimulatedMarket
     from tests.simulation.market_node import SimulatedNode, SimulatedServing
+
+LOSSES = (NotAuctioneerError.__name__, LeaseExpiredError.__name__)
+LOST_MS = 50
+REFUSED_MS = 200
+"""How soon a requester bids again that has lost its auctioneer, or was refused."""
 
 BID_PRICES = Prices(1_000_000, 1_000_000, 3_000_000)
 
@@ -111,18 +117,24 @@ class SimulatedTask:
         self.accepted = False
         attempt = self.attempts
         market.later(lambda: self._submit(auctioneer))
-        stuck_ms = int(STUCK_SECONDS * 1_000)
-        market.clock.call_later(stuck_ms, lambda: self._ask_others(attempt))
+        self._watch_for_stuck(attempt, STUCK_SECONDS)
         # A bid without an outcome in time is sealed anew to whoever is auctioneer then.
         market.clock.call_later(3_000, lambda: self._retry(attempt))
+
+    def _watch_for_stuck(self, attempt: int, seconds: float) -> None:
+        accepted, delay_ms = self.accepted, int(seconds * 1_000)
+        self._market.clock.call_later(
+            delay_ms, lambda: self._ask_others(attempt, accepted=accepted)
+        )
 
     def _retry(self, attempt: int) -> None:
         if attempt == self.attempts and self.meter is None and not self.settled:
             self.bid()
 
-    def _ask_others(self, attempt: int) -> None:
-        """Give the bid to other validators if nobody acknowledged it."""
-        if attempt != self.attempts or self.accepted or self.meter is not None or not self.pending:
+    def _ask_others(self, attempt: int, *, accepted: bool) -> None:
+        """Give the bid to other validators if nothing came of it but what is known."""
+        is_stuck = attempt == self.attempts and self.accepted == accepted and not self.settled
+        if not is_stuck or self.meter is not None or self.pending is None:
             return
         self._market.watcher.count("stuck bids")
         for helper in choose_helpers(self.pending.term, attempt):
@@ -130,7 +142,7 @@ class SimulatedTask:
             self._market.later(lambda n=node: self._submit(n))
 
     def _submit(self, node: SimulatedNode) -> None:
-        if not node.alive or self.pending is None:
+        if not node.alive or node.is_public_cut or self.pending is None:
             return
         stream = self._market.random.getrandbits(32)
         node.answer_to[stream] = self.receive_answer
@@ -144,10 +156,13 @@ class SimulatedTask:
         match answer.message:
             case BidAccepted() as accepted:
                 pending.check_acceptance(accepted)
-                self.accepted = True
+                if not self.accepted:
+                    self.accepted = True
+                    self._watch_for_stuck(self.attempts, OUTCOME_STUCK_SECONDS)
             case Refusal(error, message):
                 market.refusals.append((error, message))
-                market.clock.call_later(200, lambda a=self.attempts: self._retry(a))
+                delay_ms = LOST_MS if error in LOSSES else REFUSED_MS
+                market.clock.call_later(delay_ms, lambda a=self.attempts: self._retry(a))
             case RoundOutcome() as outcome:
                 decision = pending.check_outcome(
                     outcome, now_ms=market.clock.now_ms, tolerance_ms=2_000

@@ -1,6 +1,6 @@
 """What an auctioneer signs with and without its lease, and bids that come on several ways.
 
-Source: docs/spec/election.md L3, A4; docs/spec/round.md R12, R13.
+Source: docs/spec/election.md L3, A4; docs/spec/round.md R13, R14.
 """
 
 from __future__ import annotations

@@ -154,6 +154,26 @@ def test_whom_another_accuses_is_probed_at_once_and_has_no_more_patience_than_on
     assert seat.list_accused() == [accused]
 
 
+def vote_absent(seat: Seat, name: str) -> None:
+    for voter in NAMES:
+        if voter != name and seat.chain.state.is_live(HUB, seat.chain.get_node(name)):
+            seat.chain.submit(voter, AbsenceVote(HUB, 0, seat.chain.get_node(name)))
+    seat.absence.follow_ledger(now_ms=seat.now_ms)
+
+
+def test_who_was_voted_absent_and_is_silent_is_suspected_at_once(seat: Seat) -> None:
+    silent = seat.on_duty
+    seat.pass_time(seat.params.probe_interval_ms, *seat.list_others(silent))
+    vote_absent(seat, silent)
+    assert seat.membership.is_suspected(seat.chain.get_node(silent))
+
+
+def test_who_was_voted_absent_but_is_heard_is_not_suspected(seat: Seat) -> None:
+    seat.pass_time(1_000, *NAMES[1:])
+    vote_absent(seat, seat.on_duty)
+    assert not seat.membership.is_suspected(seat.chain.get_node(seat.on_duty))
+
+
 def test_who_has_not_joined_is_no_absentee_at_first() -> None:
     seat = Seat(joined=NAMES[1:3])
     seat.pass_time(JOIN_GRACE_MS, *NAMES[1:3])
