@@ -262,10 +262,10 @@ class Host:
         process, now_ms = self.process, self.now_ms
         if now_ms < self._wake_at_ms <= wake_at_ms:
             return
-        self._wake_at_ms = max(wake_at_ms, now_ms)
+        self._wake_at_ms = at_ms = max(wake_at_ms, now_ms)
 
         def wake() -> None:
-            if self.process == process:
+            if self.process == process and self._wake_at_ms == at_ms:  # or an earlier one was set
                 self._wake_at_ms = 0
                 self.run(self.tick)
 
