@@ -169,6 +169,11 @@ MARKET_STATES = (
     "transaction Settle OK",
     "turns of conversations",
     "kills for good of the auctioneer",
+    "kills for good with a bid on its way",
+    "stuck bids",
+    "event lease_expired",
+    "event lease_gained",
+    "event auctioneer_mute",
 )
 """What a long run of whole markets comes to at least once."""
 
