@@ -110,7 +110,7 @@ def test_auctioneer_rotates(market: SimulatedMarket) -> None:
 def test_affinity_comes_from_digests_and_prices(market: SimulatedMarket) -> None:
     without = run_market(1, requesters=8, params=MarketParams(cache_affinity=False))
     assert get_cached_share(market) >= 0.8
-    assert get_cached_share(without) < 0.5
+    assert get_cached_share(without) < 0.6
 
 
 @pytest.mark.parametrize("seed", [11, 12])
