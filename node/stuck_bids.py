@@ -188,7 +188,9 @@ class StuckBids:
             return Ready()
         number = bid.submission.sealed_bid.message.term
         term = self._get_state().get_term_by_number(self._hub, number)
-        if term is None or term.auctioneer != sender:
+        if term is None:
+            return Ready()
+        if term.auctioneer != sender:
             raise RemoteProtocolError(f"{short_id(sender)} is not the auctioneer of the bid's term")
         message = answer.answer
         if isinstance(message, Refusal) and message.error == LeaseExpiredError.__name__:

@@ -353,6 +353,8 @@ class Membership:
 
     def _tick(self, now_ms: int) -> Ready:
         ready = Ready()
+        if self._next_probe_ms > now_ms + self._params.probe_interval_ms:
+            self._next_probe_ms = self._suspect_at_ms = now_ms  # the clock went back
         if now_ms >= self._next_probe_ms:
             self._next_probe_ms = now_ms + self._params.probe_interval_ms
             self._probe_sequence += 1
@@ -399,10 +401,12 @@ class Membership:
         """Suspect who has been silent for too long, and find when the next one has."""
         ready = Ready()
         tries = self._params.probe_misses + 1
+        # What is later than now is of a clock that went back since.
+        self._watched = {node: min(since, now_ms) for node, since in self._watched.items()}
         self._suspect_at_ms = now_ms + self._params.probe_interval_ms * SLOWNESS * tries
         for peer in self.get_peers():
             record = self._nodes[peer]
-            record.heard_at_ms = min(record.heard_at_ms, now_ms)  # the clock went back
+            record.heard_at_ms = min(record.heard_at_ms, now_ms)
             if record.suspected:
                 continue
             since_ms = max(record.heard_at_ms, self._watched.get(peer, 0))

@@ -60,7 +60,7 @@ def count_models(market: SimulatedMarket) -> int:
 
 @pytest.fixture(scope="module")
 def market() -> SimulatedMarket:
-    market = make_market(51)
+    market = make_market(57)
     market.run_conversations()
     market.settle()
     return market

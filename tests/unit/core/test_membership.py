@@ -462,6 +462,16 @@ def test_a_clock_set_back_accuses_nobody(a: Membership) -> None:
     assert not a.is_suspected(get_id("b"))
 
 
+def test_who_dies_after_a_clock_was_set_back_is_suspected_in_time(a: Membership) -> None:
+    a.watch([get_id("b")], now_ms=NOW_MS)
+    earlier_ms = NOW_MS - 60_000
+    a.hear(get_id("b"), now_ms=earlier_ms)
+    a.step(Tick(), now_ms=earlier_ms)
+    for elapsed_ms in range(0, PATIENCE_MS + 1, PARAMS.probe_interval_ms):
+        a.step(Tick(), now_ms=earlier_ms + elapsed_ms)
+    assert a.is_suspected(get_id("b"))
+
+
 def test_a_peer_that_answers_is_not_suspected(a: Membership) -> None:
     for n in range(30):
         tick(a, 1, start=n)

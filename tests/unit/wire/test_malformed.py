@@ -65,7 +65,7 @@ def test_truncated_bytes_are_refused() -> None:
 
 
 def test_an_empty_or_unknown_peer_message_is_refused() -> None:
-    for data in (b"", b"\xfa\x01\x02\x08\x01"):
+    for data in (b"", b"\xe2\x03\x02\x08\x01"):
         request = peer_service_pb2.DeliverRequest.FromString(data)
         with pytest.raises(MalformedMessageError, match="unknown here"):
             wire.from_deliver_request(request)
