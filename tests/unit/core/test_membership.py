@@ -456,14 +456,16 @@ def test_who_comes_on_duty_has_the_whole_patience(a: Membership) -> None:
 
 
 def test_a_clock_set_back_accuses_nobody(a: Membership) -> None:
+    a.watch([get_id("b")], now_ms=NOW_MS)
     a.step(Tick(), now_ms=NOW_MS)
-    a.step(Tick(), now_ms=NOW_MS - 60_000)
-    assert tick(a, 1) == []
+    for elapsed_ms in range(0, PATIENCE_MS, PARAMS.probe_interval_ms):
+        a.step(Tick(), now_ms=NOW_MS - 60_000 + elapsed_ms)
     assert not a.is_suspected(get_id("b"))
 
 
 def test_who_dies_after_a_clock_was_set_back_is_suspected_in_time(a: Membership) -> None:
     a.watch([get_id("b")], now_ms=NOW_MS)
+    a.step(Tick(), now_ms=NOW_MS)
     earlier_ms = NOW_MS - 60_000
     a.hear(get_id("b"), now_ms=earlier_ms)
     a.step(Tick(), now_ms=earlier_ms)
