@@ -5,10 +5,9 @@ requester, with questions of real conversations. Every test ends with `tests.fai
 chain replayed, every round re-checked, every node's SQLite file, what was paid against what
 requesters signed, and no vote signed twice. Source: design §7 and §13; issue "must hold".
 
-*Service is back in time* is asserted as: between the kill and the first outcome of a round of a
-later term at any bidder pass at most `DEATH_S` (`SILENCE_S` where no connection breaks, which takes
-a bidder longer to see) and the longest pause between two outcomes that the same bidders saw while
-all was well (a busy machine makes both longer).
+*Service is back in 2 s* is asserted as: between the kill and the first outcome of a round of a
+later term at any bidder pass at most 2 s, and twice the longest pause between two outcomes that the
+same bidders saw while all was well: a busy machine delays what is noticed and what follows.
 """
 
 import asyncio
@@ -44,8 +43,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.asyncio(loo
 SERVERS = 2
 ROOT = Path(__file__).parents[2]
 TERM_MS = 4_000
-DEATH_S = 3.0
-SILENCE_S = 5.0
+SERVICE_BACK_S = 2.0
 MOMENTS = ((0.05, 0.002), (0.4, 0.012), (0.8, 0.03))
 """When the auctioneer is killed: part of its term gone by, and seconds after a bid left."""
 
@@ -208,13 +206,11 @@ async def reach_moment(market: LocalMarket, part: float) -> tuple[int, RunningNo
             await asyncio.sleep(0.02)
 
 
-def check_service_back(
-    pulse: Pulse, gone_at_s: float, outcome: Outcome, what: str, limit_s: float = DEATH_S
-) -> float:
+def check_service_back(pulse: Pulse, gone_at_s: float, outcome: Outcome, what: str) -> float:
     """Assert what this module says of service; tell the figures."""
     took_s, calm_s = outcome.at_s - gone_at_s, pulse.measure_calm(gone_at_s)
     print(f"{what}: next outcome after {took_s:.2f} s, calm pause {calm_s:.2f} s", flush=True)
-    assert took_s <= limit_s + calm_s, (what, took_s, calm_s, pulse.failures)
+    assert took_s <= SERVICE_BACK_S + 2 * calm_s, (what, took_s, calm_s, pulse.failures)
     return took_s
 
 
@@ -423,7 +419,7 @@ async def test_failover_of_an_auctioneer_that_stalls(crew: Crew) -> None:
         finally:
             os.kill(node.pid, signal.SIGCONT)
         woke_at_s = time.monotonic()
-        check_service_back(pulse, stalled_at_s, outcome, f"{node.name} stalled", SILENCE_S)
+        check_service_back(pulse, stalled_at_s, outcome, f"{node.name} stalled")
         while (now := await ask_term(market)).auctioneer != node.node_id:
             assert time.monotonic() < woke_at_s + 40, "it does not return to duty"
             await asyncio.sleep(0.1)
@@ -500,5 +496,5 @@ async def test_failover_in_partitions(cuttable: tuple[Crew, Namespaces]) -> None
         print(f"two halves in step {time.monotonic() - healed_at_s:.2f} s after the cut healed")
         (task,) = await open_tasks(crew.client, 1, max_tokens=16)
         await finish_tasks([task])
-    check_service_back(pulse, cut_at_s, outcome, f"{alone.name} cut off", SILENCE_S)
+    check_service_back(pulse, cut_at_s, outcome, f"{alone.name} cut off")
     await crew.audit()
