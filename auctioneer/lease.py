@@ -5,7 +5,7 @@ term is the current one of its own ledger, and not to another auctioneer before 
 run out or was released. With grants of more than two thirds of the power, counted from when they
 were asked for, the auctioneer holds the lease. Two quorums share a correct validator, which grants
 the second only once the first cannot be used any more: docs/spec/election.md L1 to L6 and the
-proof in docs/adr/0019. Two pure state machines. Source: design §7 (election).
+proof in docs/adr/0021. Two pure state machines. Source: design §7 (election).
 """
 
 from __future__ import annotations
