@@ -457,7 +457,7 @@ def count_undecided(nodes: list[RunningNode]) -> list[int]:
 
 
 async def wait_said(nodes: list[RunningNode], before: list[int]) -> None:
-    """Wait until each said it again: 5 s after its height began, with the next term at the latest."""
+    """Wait until each said it again: 5 s after its height began, at the latest with a new term."""
     async with asyncio.timeout(TERM_MS / 1000 + 5 + 3):
         while True:
             said = zip(count_undecided(nodes), before, strict=True)
