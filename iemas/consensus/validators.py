@@ -69,11 +69,16 @@ class ValidatorSet:
     def get_proposer(self, round_number: int) -> NodeId:
         """Give the proposer of a round of this height: a turn of the round-robin a round.
 
-        Costs time in proportion to the round when it is first asked for: bound it before asking.
+        Where the turn falls to whoever had the round before, the others take it among themselves:
+        a dead one with much power costs one round at a time (T3). Costs time in proportion to the
+        round when it is first asked for: bound it before asking.
         """
         while len(self._turns) <= round_number:
-            proposer, self._upcoming = compute_turn(self._upcoming)
+            proposer, after = compute_turn(self._upcoming)
+            if self._turns and proposer == self._turns[-1]:
+                proposer, after = compute_turn(self._upcoming, sitting_out=proposer)
             self._turns.append(proposer)
+            self._upcoming = after
         return self._turns[round_number]
 
     def compute_hash(self) -> Hash:

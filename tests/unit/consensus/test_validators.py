@@ -79,8 +79,15 @@ def test_equal_validators_propose_in_turn() -> None:
 
 
 def test_turns_are_in_proportion_to_power() -> None:
-    turns = list_proposers(make_set(5, 3, 1, 1), 100)
-    assert [turns.count(letter) for letter in "abcd"] == [50, 30, 10, 10]
+    turns = list_proposers(make_set(4, 3, 2, 1), 100)
+    assert [turns.count(letter) for letter in "abcd"] == [40, 30, 20, 10]
+
+
+def test_nobody_has_two_rounds_running() -> None:
+    """Source: T3: a dead proposer with much power must not hold a height up for long."""
+    assert list_proposers(make_set(30, 25, 25, 20), 60).count("aa") == 0
+    assert list_proposers(make_set(2**53, 1, 1), 7) == "abacaba"
+    assert list_proposers(make_set(7), 3) == "aaa"
 
 
 # --- the hash in headers -------------------------------------------------------------------------
