@@ -19,7 +19,8 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup lint format protos protos-check test-fast test-determinism test-model test-e2e test demo clean
+.PHONY: help setup lint format protos protos-check test demo clean \
+  test-fast test-integration test-determinism test-model test-e2e
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,8 +62,12 @@ protos-check: setup ## Fail if iemas/v1 is not what protos/ generates.
 	  diff -r -x __pycache__ -x __init__.py "$$fresh/iemas/v1" iemas/v1 || { \
 	    echo "error: iemas/v1 differs from protos/: run make protos" >&2; exit 1; }
 
-test-fast: setup ## Run all tests that need neither vLLM nor Docker (under 2 minutes).
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/e2e --ignore=tests/model
+test-fast: setup ## Run all tests within one process: rules, properties, simulation (about 2 minutes).
+	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	  --ignore=tests/e2e --ignore=tests/integration --ignore=tests/model
+
+test-integration: setup ## Run the tests with real processes and sockets, on simulated backends.
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
 
 test-determinism: setup ## Replay the golden chain under every other Python that is here.
 	$(BIN)/python -m tests.determinism.pythons $(PYTHONS)
@@ -73,7 +78,7 @@ test-model: setup ## Explore consensus exhaustively, reduced (python -m tests.mo
 test-e2e: setup ## Run the tests on real vLLM and real Compose.
 	$(BIN)/python -m pytest tests/e2e
 
-test: lint protos-check test-fast test-determinism test-model test-e2e ## Run everything that CI runs, from nothing.
+test: lint protos-check test-fast test-integration test-determinism test-model test-e2e ## Run everything that CI runs, from nothing.
 
 demo: setup ## Run a market of 3 nodes on 3 real vLLM servers and show it.
 	$(BIN)/python -m examples.demo
