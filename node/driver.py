@@ -19,7 +19,7 @@ from iemas.core.ready import Answer, Ready, Send
 from iemas.core.types import NodeId, short_id
 from node.clock import get_now_ms
 from node.core import NodeCore, NodeInput, TimePassed
-from node.metrics import CUT_OFF, EVENTS, REFUSED
+from node.metrics import CUT_OFF, EVENTS, HEIGHT, PEERS, REFUSED
 from node.storage import Storage
 from node.transport import Member
 
@@ -60,6 +60,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._committed = asyncio.Event()
         self._seen_height = core.engine.height
+        HEIGHT.set(self._seen_height)
         self._seen_peers = (-1, -1)
 
     def connect(self, transport: Transport) -> None:
@@ -95,6 +96,7 @@ class Driver:
         self._report(ready)
         if self.core.engine.height != self._seen_height:
             self._seen_height = self.core.engine.height
+            HEIGHT.set(self._seen_height)
             self._committed.set()
             self._committed = asyncio.Event()
         if ready.wake_at_ms is not None:
@@ -130,6 +132,7 @@ class Driver:
             for node_id, record in membership.get_nodes()
             if (capability := record.capability.message).peer_address
         }
+        PEERS.set(len(membership.get_peers()))
         CUT_OFF.set(len(peers.cut_off))
         transport.set_members(members, peers.cut_off)
 

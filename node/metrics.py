@@ -10,4 +10,4 @@ CUT_OFF = Gauge("iemas_peers_cut_off", "Peers that are not listened to for a whi
 TASKS = Counter("iemas_tasks", "Tasks served, by how they ended", ["finish"])
 TOKENS = Counter("iemas_tokens", "Metered tokens by kind", ["kind"])
 HEIGHT = Gauge("iemas_ledger_height", "Height of the ledger replica")
-PEERS = Gauge("iemas_peers", "Peers that answer")
+PEERS = Gauge("iemas_peers", "Peers known, silent ones included")

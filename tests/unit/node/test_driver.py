@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
+from prometheus_client import REGISTRY
+
 from iemas.core.errors import MalformedMessageError
 from iemas.core.gossip import Probe
 from iemas.core.ready import Answer, Ready, Send
@@ -54,3 +56,21 @@ def test_a_message_that_cannot_travel_holds_up_no_other() -> None:
     sent, answer = asyncio.run(run())
     assert sent == PEERS[1:]
     assert answer.stream == 1
+
+
+def test_metrics_show_the_height_and_the_peers() -> None:
+    async def run() -> None:
+        engine = SimpleNamespace(height=3, take_journal=tuple)
+        membership = SimpleNamespace(version=1, get_peers=lambda: PEERS, get_nodes=tuple)
+        peers = SimpleNamespace(version=1, cut_off=frozenset(PEERS[:1]))
+        core = SimpleNamespace(engine=engine, membership=membership, peers=peers)
+        driver = Driver(cast("NodeCore", core), cast("Storage", None))
+        driver.connect(PickyTransport())
+        assert REGISTRY.get_sample_value("iemas_ledger_height") == 3
+        engine.height = 4
+        driver.carry_out(Ready())
+        driver.stop()
+
+    asyncio.run(run())
+    names = ("iemas_ledger_height", "iemas_peers", "iemas_peers_cut_off")
+    assert [REGISTRY.get_sample_value(name) for name in names] == [4, 3, 1]
