@@ -3,8 +3,8 @@
 A validator that stays silent, and an auctioneer that leaves a bid unanswered, is voted absent on
 the ledger (docs/spec/election.md, "Absence"). A node that hears no quorum accuses nobody: then it
 is the one that is cut off, and its votes could be decided only once they are not true any more.
-A pure state machine: it reads the ledger and the
-membership and says whom to watch and whom to vote absent. Source: design §7 (election), §13.
+A pure state machine: it reads the ledger and the membership and says whom to watch and whom to vote
+absent. Source: design §7 (election), §13.
 """
 
 from __future__ import annotations
