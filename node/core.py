@@ -337,6 +337,7 @@ class NodeCore:
         match inp:
             case ReceivePeerMessage(sender, message):
                 heard = self.membership.hear(sender, now_ms=now_ms)
+                self._tell_who_is_silent(now_ms)
                 return heard + self._receive(sender, message, now_ms)
             case ReceiveSpoilt(sender, error):
                 return Ready(faults=(Fault(sender, error),))
@@ -411,8 +412,9 @@ class NodeCore:
 
     def _tick(self, now_ms: int) -> Ready:
         ready = self.rounds.tick(now_ms=now_ms)
-        ready += self.engine.tick(now_ms=now_ms)
         ready += self.membership.step(Tick(), now_ms=now_ms)
+        self._tell_who_is_silent(now_ms)
+        ready += self.engine.tick(now_ms=now_ms)
         ready += self.stuck_bids.tick(now_ms=now_ms)
         is_due = now_ms >= self._next_tick_ms
         if is_due:
@@ -421,6 +423,12 @@ class NodeCore:
         if is_due or self.absence.list_accused(now_ms=now_ms):
             ready += self.duties.do(now_ms=now_ms)
         return ready
+
+    def _tell_who_is_silent(self, now_ms: int) -> None:
+        others = [v.node_id for v in self.engine.validators if v.node_id != self.node_id]
+        self.engine.set_silent(
+            node for node in others if self.absence.is_silent(node, now_ms=now_ms)
+        )
 
     def _follow(self, now_ms: int) -> Ready:
         """Act on peers met and blocks committed since the last look."""

@@ -5,9 +5,9 @@ follows the decided blocks by their commits. Blocks are made on demand: a height
 transaction waits, a hub's term ends, the chain was idle for long, or another validator began it.
 
 The caller's duties: carry out `Ready` in its order (what was signed is on disk before it is sent);
-call `tick` no later than the last `wake_at_ms`; keep `set_peers` up to date; drain `take_applied`
-after every step, and `take_journal` into the store if it has one; give back to `restore` what was
-persisted.
+call `tick` no later than the last `wake_at_ms`; keep `set_peers` and `set_silent` up to date; drain
+`take_applied` after every step, and `take_journal` into the store if it has one; give back to
+`restore` what was persisted.
 
 Source: docs/spec/engine.md; design §7.
 """
@@ -128,6 +128,7 @@ class TendermintEngine:
         self._mempool = Mempool(app)
         self._catch_up = CatchUp(idle_ms=genesis.params.idle_block_interval_ms)
         self._peers: tuple[NodeId, ...] = ()
+        self._silent: frozenset[NodeId] = frozenset()
         self._committed_at_ms = 0
         self._resend_at_ms = 0
         self._status_at_ms = 0
@@ -201,6 +202,10 @@ class TendermintEngine:
     def set_peers(self, peers: Iterable[NodeId]) -> None:
         """Say whom this node is connected to: announcements and requests go to them."""
         self._peers = tuple(sorted(set(peers) - {self._signer.node_id}))
+
+    def set_silent(self, validators: Iterable[NodeId]) -> None:
+        """Say from whom nothing has come for long: their proposals are not waited for."""
+        self._silent = frozenset(validators)
 
     def restore(
         self,
@@ -355,6 +360,7 @@ class TendermintEngine:
             return Ready()
         if not self._recall.may_sign(participant.height, participant.validators):
             return self._recall.tick(participant.height, participant.validators, now_ms=now_ms)
+        ready = Ready()
         if not participant.is_started:
             starts_at_ms = now_ms
             if not self._is_resumed:
@@ -370,8 +376,9 @@ class TendermintEngine:
             self._status_at_ms = now_ms + STATUS_INTERVAL_MS
             self._stall_at_ms = now_ms + STALL_INTERVAL_MS
             ready = self._follow(participant, participant.start(now_ms=now_ms), now_ms)
-        else:
-            ready = self._follow(participant, participant.tick(now_ms=now_ms), now_ms)
+        if participant is self._participant:
+            ticked = participant.tick(now_ms=now_ms, silent=self._silent)
+            ready += self._follow(participant, ticked, now_ms)
         if participant is not self._participant:
             return ready + self._take_part(now_ms)
         ready += self._gossip(participant, now_ms)

@@ -10,7 +10,7 @@ Source: docs/spec/consensus.md §5, docs/spec/engine.md E20 to E26.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from iemas.consensus.chain import Chain
@@ -171,16 +171,33 @@ class Participant:
         self._carry_out(self._machine.start(), now_ms)
         return self._flush()
 
-    def tick(self, *, now_ms: int) -> Ready:
-        """Let time pass: hand in the timeouts that are due."""
-        for timeout in self._find_due(now_ms):
-            self._timeouts.pop(timeout, None)  # a decision before clears them all
+    def tick(self, *, now_ms: int, silent: Collection[NodeId] = ()) -> Ready:
+        """Let time pass: hand in the timeouts that are due, or that need not be waited for.
+
+        `silent` are validators from which nothing has come for long.
+        """
+        while (timeout := self._find_due(now_ms, silent)) is not None:
+            del self._timeouts[timeout]
             self._carry_out(self._machine.receive_timeout(timeout), now_ms)
         return self._flush()
 
-    def _find_due(self, now_ms: int) -> list[Timeout]:
-        due = [timeout for timeout, at_ms in self._timeouts.items() if at_ms <= now_ms]
-        return sorted(due, key=lambda timeout: (timeout.round, timeout.step))
+    def _find_due(self, now_ms: int, silent: Collection[NodeId]) -> Timeout | None:
+        """Find the first timeout whose time has passed, or that is waited for in vain."""
+        due = (
+            timeout
+            for timeout, at_ms in self._timeouts.items()
+            if at_ms <= now_ms or self._is_vain(timeout, silent)
+        )
+        return min(due, key=lambda timeout: (timeout.round, timeout.step), default=None)
+
+    def _is_vain(self, timeout: Timeout, silent: Collection[NodeId]) -> bool:
+        """Tell whether what a timeout waits for will not come: consensus.md T16."""
+        match timeout.step:
+            case Step.PROPOSE:
+                return self.validators.get_proposer(timeout.round) in silent
+            case Step.PRECOMMIT:
+                return self._machine.votes.has_quorum(timeout.round, VoteKind.PRECOMMIT, None)
+        return False
 
     def receive_proposal(self, notice: ProposalNotice, *, now_ms: int) -> Ready:
         """Take a proposal with its block. One of a far round is dropped: it has to come again.

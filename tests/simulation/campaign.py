@@ -49,6 +49,7 @@ LEDGER_STATES = (
     "partition one machine",
     "deciders cut off",
     "ambushes",
+    "mistakes",
     "messages lost",
     "messages cut",
     "messages duplicated",

@@ -7,7 +7,7 @@ all, the clients sign themselves: they have everybody's keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -189,6 +189,7 @@ class LedgerMarket:
         )
 
         self.nemesis.plot = self._plot
+        self.nemesis.mistake = _mistake
 
     def _plot(self, plot: Plot | None) -> bool:
         """Let all villains that plot do so together; tell whether there are any."""
@@ -372,6 +373,11 @@ class LedgerMarket:
         except LocalProtocolError as error:
             where = {node.name: node.height if node.alive else "dead" for node in self.nodes}
             raise NoProgressError(promise, f"not within {limit_ms} ms: {where}") from error
+
+
+def _mistake(host: Host, silent: Collection[NodeId]) -> None:
+    if host.alive and isinstance(host, LedgerNode):
+        host.engine.set_silent(silent)
 
 
 def _start(hosts: Sequence[Host]) -> None:

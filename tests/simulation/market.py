@@ -125,9 +125,10 @@ class SimulatedMarket:
         self._last_arrivals[stream] = at_ms
         self.clock.call_at(at_ms, callback)
 
-    def get_view(self) -> SimulatedNode:
-        """Give a live node that requesters ask for the term."""
-        return next(node for node in self.nodes.values() if node.alive)
+    def get_view(self, turn: int = 0) -> SimulatedNode:
+        """Give a live node that requesters ask for the term: another in each turn."""
+        alive = [node for node in self.nodes.values() if node.alive]
+        return alive[turn % len(alive)]
 
     def start(self) -> None:
         """Start every node."""

@@ -188,6 +188,8 @@ class SimulatedNode(Host):
     def crash(self, *, kept_bytes: int = 0) -> None:
         super().crash(kept_bytes=kept_bytes)
         self.answer_to.clear()
+        for serving in self.servings:
+            serving.break_off()
         self.servings.clear()
 
     # --- driving ------------------------------------------------------------------------------
@@ -299,6 +301,12 @@ class SimulatedServing:
         self._task = task
         self._waiting: deque[SimulatedToken] = deque()
         self._finished = False
+
+    def break_off(self) -> None:
+        """Let the requester learn that the connection broke."""
+        task, meter = self._task, self._task.meter
+        if meter is not None:
+            self._market.in_order(self, lambda: task.lose_provider(meter))
 
     def pump(self) -> None:
         """Pass on what the backend has made, as far as the window allows."""

@@ -1,17 +1,19 @@
 """Faults: what befalls a simulation, when and whom, all from the seed.
 
 While they last, machines die at any write or at any time and come back from their disks, links
-drop, delay, double and reorder messages, groups are cut from each other (also one way), disks are
-slow, and whoever decides a height first may be cut off before it can tell.
+drop, delay, double and reorder messages, groups are cut from each other (also one way), some take
+others for dead, disks are slow, and whoever decides a height first may be cut off before it can
+tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
 from iemas.core.ready import RecordKind
+from iemas.core.types import NodeId
 from iemas.testing.network import NetworkFaults
 from tests.simulation.host import Doom, Host, Moment, World
 from tests.simulation.plan import Plan
@@ -44,6 +46,8 @@ class Nemesis:
         self.is_over = False
         self._ambushed_at = -1
         self.plot: Callable[[Plot | None], bool] = lambda _: False
+        self.mistake: Callable[[Host, Collection[NodeId]], None] = lambda _, __: None
+        """Let a machine take others for silent."""
 
     @property
     def _watcher(self) -> Watcher:
@@ -68,6 +72,7 @@ class Nemesis:
         self._schedule(plan.storms, self._storm)
         self._schedule(plan.partitions, self._partition)
         self._schedule(plan.slow_disks, self._slow_disk)
+        self._schedule(plan.mistakes, self._mistake)
         if plan.isolate_deciders:
             self._watcher.on_first_commit = self._isolate_decider
         if plan.ambushes:
@@ -82,6 +87,7 @@ class Nemesis:
             host.doom = None
             host.disk_delay_ms = 0
             self._start(host)
+            self.mistake(host, ())
 
     def _schedule(self, times: int, fault: Callable[[], None]) -> None:
         for _ in range(times):
@@ -206,6 +212,16 @@ class Nemesis:
 
     def _list_links(self) -> list[tuple[Host, Host]]:
         return [(a, b) for a in self._hosts for b in self._hosts if a is not b]
+
+    def _mistake(self) -> None:
+        """Let a machine take some others for silent, whatever it hears of them."""
+        host = self._choose()
+        if host.alive:
+            others = [one for one in self._hosts if self._random.random() < 0.5]
+            self._tell(f"{host.name} takes {', '.join(o.name for o in others)} for silent")
+            self._watcher.count("mistakes")
+            self.mistake(host, [other.node_id for other in others])
+            self._later(self._random.randint(200, 3_000), lambda: self.mistake(host, ()))
 
     # --- disks -----------------------------------------------------------------------------------
 

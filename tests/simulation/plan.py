@@ -70,6 +70,9 @@ class Plan:
     ambushes: float
     """How likely the first node that precommits a block is muted as it does, in bad weather."""
 
+    mistakes: int
+    """How often a machine takes others for silent that are not."""
+
     @property
     def validators(self) -> int:
         """How many validators genesis names."""
@@ -135,6 +138,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
         slow_disks=random.randint(0, 3),
         isolate_deciders=random.choice((0.0, 0.0, 0.1, 0.4)),
         ambushes=0.7 if is_plotted else random.choice((0.0, 0.0, 0.2, 0.5)),
+        mistakes=random.choice((0, 0, 2, 10)) if kind is Kind.LEDGER else 0,
     )
 
 

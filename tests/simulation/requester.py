@@ -86,7 +86,7 @@ class SimulatedTask:
         if not any(node.alive for node in market.nodes.values()):
             market.clock.call_later(200, lambda a=self.attempts: self._retry(a))
             return
-        view = market.get_view()
+        view = market.get_view(self.attempts)
         term = view.core.state.get_term(HUB)
         auctioneer = market.by_id[term.auctioneer]
         witness = market.by_id[term.witness] if term.witness is not None else None
@@ -185,12 +185,15 @@ class SimulatedTask:
         )
         start = self.meter.start(now_ms=market.clock.now_ms)
         winner = market.by_id[allocation.message.provider]
-        market.later(lambda: winner.execute(start, self) if winner.alive else None)
-        market.clock.call_later(60_000, lambda m=self.meter: self._give_up(m))
+        meter = self.meter
+        market.later(
+            lambda: winner.execute(start, self) if winner.alive else self.lose_provider(meter)
+        )
+        market.clock.call_later(60_000, lambda: self.lose_provider(meter))
 
-    def _give_up(self, meter: TaskMeter) -> None:
+    def lose_provider(self, meter: TaskMeter) -> None:
+        """The connection to the winner broke, or nothing came over it for long."""
         if self.meter is meter and not self.settled:
-            meter.abandon()
             self.fail(IemasError("the provider fell silent"))
 
     def receive_busy(self, busy: Signed[Busy]) -> None:

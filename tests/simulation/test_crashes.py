@@ -29,6 +29,7 @@ def test_witness_that_comes_back_after_its_term_still_opens_the_closed_round() -
     market.network.send = crash_witness_at_first_close  # type: ignore[method-assign]
     market.start()
     market.run_conversations()
+    market.clock.run_until(market.clock.now_ms + 5_000)  # the witness is back by then
     market.settle()
     assert closed[0].message.term < market.get_view().core.state.get_term("simulated").number
     cleared = [
