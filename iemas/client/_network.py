@@ -282,6 +282,8 @@ class Network:
     async def refresh_term(self, stale: TermInfo | None) -> TermInfo:
         """Give the current term, asking a node unless somebody did since `stale` was read.
 
+        Not the node that answered last: it may lag behind, or lie. What it told is given up for
+        whatever the next one says, whose bids then show whether that holds.
         Raises: APIConnectionError.
         """
         seen_at = self.term_at
@@ -289,6 +291,8 @@ class Network:
             if self._term is not None and (self._term != stale or self.term_at != seen_at):
                 return self._term
             avoid = stale.auctioneer if stale is not None else None
+            if stale is not None:
+                self._preferred.append(self._preferred.pop(0))
             hub = self.market.hub
             response: pb.GetTermResponse = await self.ask(
                 lambda stub: stub.GetTerm(pb.GetTermRequest(hub=hub), timeout=ASK_SECONDS),
@@ -300,12 +304,8 @@ class Network:
                 self._preferred.append(self._preferred.pop(0))
                 raise APIConnectionError(f"a node's answer about the term: {error}") from error
             self.term_at = time.monotonic()
-            if self._term is None or term.number >= self._term.number:
-                self._term = term
-            else:
-                # That node lags behind: ask another one first next time.
-                self._preferred.append(self._preferred.pop(0))
-            return self._term
+            self._term = term
+            return term
 
     def _read_term(self, response: pb.GetTermResponse) -> TermInfo:
         """Read a term. Raises: InvalidInputError if a capability is missing or another node's."""

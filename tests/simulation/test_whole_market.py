@@ -12,7 +12,7 @@ from tests.simulation.run import run_seed
 MOST_SEEDS = 30
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), 11_210])  # its takeover once took over 2 s
 def test_no_promise_is_broken(seed: int) -> None:
     outcome = run_seed(Kind.MARKET, seed)
     assert outcome.exit_code == 0, f"{outcome.reproduction}  # {outcome.failure}"

@@ -292,6 +292,50 @@ def test_a_dead_proposer_costs_a_round(cluster: Cluster) -> None:
     assert cluster[name].applied[-1].committed.commit.round == 1
 
 
+def test_a_round_that_a_quorum_voted_nil_in_is_over_at_once(cluster: Cluster) -> None:
+    dead = get_proposer(cluster)
+    cluster[dead].crash()
+    transaction = cluster.submit(next(name for name in FOUR if name != dead))
+    cluster.run(400)  # 300 for the proposal, and the votes
+    assert cluster.is_applied(transaction)
+
+
+def test_a_silent_proposer_is_not_waited_for(cluster: Cluster) -> None:
+    dead = get_proposer(cluster)
+    cluster[dead].crash()
+    names = [name for name in FOUR if name != dead]
+    for name in names:
+        cluster[name].engine.set_silent([cluster[dead].node_id])
+    transaction = cluster.submit(names[0])
+    cluster.run(100)
+    assert cluster.is_applied(transaction)
+    assert cluster[names[0]].applied[-1].committed.commit.round == 1
+
+
+def test_a_proposer_that_falls_silent_while_it_is_waited_for_is_given_up(cluster: Cluster) -> None:
+    dead = get_proposer(cluster)
+    cluster[dead].crash()
+    names = [name for name in FOUR if name != dead]
+    transaction = cluster.submit(names[0])
+    cluster.run(50)
+    assert not cluster.is_applied(transaction)
+    for name in names:
+        cluster[name].engine.set_silent([cluster[dead].node_id])
+        cluster[name].wake()
+    cluster.run(60)
+    assert cluster.is_applied(transaction)
+
+
+def test_one_validators_mistake_about_the_proposer_costs_no_round(cluster: Cluster) -> None:
+    proposer = get_proposer(cluster)
+    mistaken = next(name for name in FOUR if name != proposer)
+    cluster[mistaken].engine.set_silent([cluster[proposer].node_id])
+    transaction = cluster.submit(mistaken)
+    cluster.run(200)
+    assert cluster.is_applied(transaction)
+    assert cluster[mistaken].applied[-1].committed.commit.round == 0
+
+
 # --- votes ---------------------------------------------------------------------------------------
 
 

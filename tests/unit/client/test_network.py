@@ -1,0 +1,78 @@
+"""How a client asks nodes about the market, none of which it need trust."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from iemas.client._bidding import TermInfo
+from iemas.client._network import Market, Network
+from iemas.core.types import HubId, NodeId
+from iemas.testing.chain import make_genesis, make_identity
+from iemas.tls import Address
+
+NODES = [make_identity(f"node-{number}").node_id for number in range(1, 5)]
+AUCTIONEER = NODES[3]
+HUB = HubId("hub")
+
+
+def make_term(number: int) -> TermInfo:
+    return TermInfo(HUB, number, AUCTIONEER, b"", None, b"", ())
+
+
+class ToldNetwork(Network):
+    """A network whose nodes say of the term what they are told to."""
+
+    def __init__(self, numbers: dict[NodeId, int]) -> None:
+        addresses = [Address(node_id, "localhost", 1) for node_id in numbers]
+        super().__init__(addresses, Market(make_genesis(), "chain"))
+        self.numbers = numbers
+        self.asked: list[NodeId] = []
+
+    async def ask_node(self, node_id: NodeId, call: Any) -> Any:
+        self.asked.append(node_id)
+        return self.numbers[node_id]
+
+    def _read_term(self, response: Any) -> TermInfo:
+        return make_term(response)
+
+
+def refresh_until(network: ToldNetwork, number: int) -> int:
+    """Lose the auctioneer until the term is the true one; give how often."""
+
+    async def lose() -> int:
+        term = await network.refresh_term(None)
+        for losses in range(10):
+            if term.number == number:
+                return losses
+            term = await network.refresh_term(term)
+        raise AssertionError(network.asked)
+
+    return asyncio.run(lose())
+
+
+@pytest.mark.parametrize("told", [3, 99], ids=["lags behind", "lies about a later term"])
+def test_a_node_that_tells_a_wrong_term_is_believed_once(told: int) -> None:
+    network = ToldNetwork({NODES[0]: told, NODES[1]: 7, NODES[2]: 7})
+    assert refresh_until(network, 7) == 1
+    assert network.asked == NODES[:2]
+
+
+def test_every_node_is_asked_in_turn() -> None:
+    network = ToldNetwork({NODES[0]: 3, NODES[1]: 4, NODES[2]: 7})
+    assert refresh_until(network, 7) == 2
+    assert network.asked == NODES[:3]
+
+
+def test_the_auctioneer_that_was_lost_is_asked_last() -> None:
+    network = ToldNetwork({NODES[0]: 3, AUCTIONEER: 3, NODES[1]: 7})
+    assert refresh_until(network, 7) == 1
+    assert network.asked == [NODES[0], NODES[1]]
+
+
+def test_whoever_told_the_right_term_is_asked_first_from_then_on() -> None:
+    network = ToldNetwork({NODES[0]: 3, NODES[1]: 7, NODES[2]: 7})
+    refresh_until(network, 7)
+    assert network.list_preferred()[0] == NODES[1]
