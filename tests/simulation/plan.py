@@ -9,7 +9,13 @@ from random import Random
 from iemas.core.params import MarketParams
 from iemas.core.types import MICROS_PER_CREDIT
 from iemas.testing.network import NetworkFaults
-from tests.simulation.villains import CONSENSUS_TRICKS, PLOT, TRICKS, WITHHELD_REVEAL
+from tests.simulation.villains import (
+    CONSENSUS_TRICKS,
+    FALSE_SNAPSHOT,
+    PLOT,
+    TRICKS,
+    WITHHELD_REVEAL,
+)
 
 MOST_SKEW_MS = 1_500
 MOST_DRIFT_PPM = 20_000
@@ -97,6 +103,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
     """Let a seed decide."""
     random = Random(f"plan {kind} {seed}")
     n = random.choice((4, 4, 4, 4, 5, 5, 6, 7, 8, 10) if kind is Kind.LEDGER else (4, 4, 4, 5, 7))
+    is_late = seed % 3 == 0 and kind is Kind.LEDGER
     is_plotted = kind is Kind.LEDGER and random.random() < 0.12
     if is_plotted:
         n = random.choice((4, 4, 7))
@@ -105,7 +112,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
         villains = dict.fromkeys(sorted(random.sample(range(n), (n - 1) // 3)), plotter)
     else:
         stakes = _draw_stakes(random, n)
-        villains = _draw_villains(random, kind, stakes)
+        villains = _draw_villains(random, kind, stakes, (FALSE_SNAPSHOT,) if is_late else ())
     worst = random.random() < 0.5
     machines = n + 2
     faults_ms = random.randint(5_000, 60_000 // n)
@@ -123,7 +130,7 @@ def make_plan(kind: Kind, seed: int) -> Plan:
             duplication_ppm=random.choice((0, 10_000, 50_000)),
         ),
         snapshot_interval=2 + seed % 5 if kind is Kind.LEDGER else 500,
-        observers_late_ms=faults_ms * 2 // 3 if seed % 3 == 0 and kind is Kind.LEDGER else 0,
+        observers_late_ms=faults_ms * 2 // 3 if is_late else 0,
         faults_ms=faults_ms,
         transactions=random.randint(20, 100),
         requesters=random.choice((1, 2, 3)),
@@ -152,7 +159,10 @@ def _draw_stakes(random: Random, n: int) -> tuple[int, ...]:
             return stakes
 
 
-def _draw_villains(random: Random, kind: Kind, stakes: tuple[int, ...]) -> dict[int, VillainPlan]:
+def _draw_villains(
+    random: Random, kind: Kind, stakes: tuple[int, ...], always: tuple[str, ...]
+) -> dict[int, VillainPlan]:
+    """Some or none, with some tricks each, and those that they always have."""
     if random.random() < 0.45:
         return {}
     chosen: list[int] = []
@@ -162,7 +172,7 @@ def _draw_villains(random: Random, kind: Kind, stakes: tuple[int, ...]) -> dict[
     known = CONSENSUS_TRICKS if kind is Kind.LEDGER else (*TRICKS, WITHHELD_REVEAL)
     return {
         number: VillainPlan(
-            tricks=tuple(random.sample(known, random.randint(1, 6))),
+            tricks=tuple(dict.fromkeys((*always, *random.sample(known, random.randint(1, 6))))),
             eagerness=random.choice((0.05, 0.2, 0.5)),
             has_twin=kind is Kind.LEDGER and random.random() < 0.4,
         )

@@ -22,7 +22,13 @@ from iemas.client._base import (
 from iemas.core.auction import Allocation, Bid, BidAccepted, Refusal, RoundOutcome, Unmatched
 from iemas.core.digest import compute_block_keys
 from iemas.core.envelope import Signed
-from iemas.core.errors import IemasError, LeaseExpiredError, NotAuctioneerError
+from iemas.core.errors import (
+    IemasError,
+    InvalidInputError,
+    LeaseExpiredError,
+    NotAuctioneerError,
+    RemoteProtocolError,
+)
 from iemas.core.execution import Busy, OutputChunk, Receipt, TaskPayload
 from iemas.core.ready import Answer
 from iemas.core.types import AccountId, ChannelId, FinishReason, Lateness, NodeId, Prices
@@ -149,10 +155,18 @@ class SimulatedTask:
         node.step(ReceiveBid(stream, self.pending.submission))
 
     def receive_answer(self, answer: Answer) -> None:
-        """Check what the auctioneer says; go to the winner if there is one."""
-        pending, market = self.pending, self._market
+        """Take an answer, from the auctioneer or one that passed the bid on, if it holds."""
+        pending = self.pending
         if pending is None or answer.bid_hash != pending.bid_hash or self.meter is not None:
             return
+        try:
+            self._follow(pending, answer)
+        except (InvalidInputError, RemoteProtocolError) as error:
+            self._market.refusals.append((type(error).__name__, str(error)))
+
+    def _follow(self, pending: PendingBid, answer: Answer) -> None:
+        """Check what is said of the bid; go to the winner if there is one."""
+        market = self._market
         match answer.message:
             case BidAccepted() as accepted:
                 pending.check_acceptance(accepted)

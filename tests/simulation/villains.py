@@ -61,6 +61,7 @@ REMEMBERED = 64
 FIRST_NONCE = 10_000
 """Above those of what the villain's own process submits."""
 
+FALSE_SNAPSHOT = "false snapshot"
 PLOT = "plot"
 """The trick that is played together with the network, see `Villain.plot`."""
 
@@ -489,7 +490,7 @@ TRICKS: dict[str, Trick] = {
     "replay": repeat_others,
     "forged vote": forge_votes,
     "forged commit": forge_commits,
-    "false snapshot": serve_false_snapshots,
+    FALSE_SNAPSHOT: serve_false_snapshots,
     "false status": lie_about_status,
     "false accusation": accuse_falsely,
     "withheld shares": withhold_shares,

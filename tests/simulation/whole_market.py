@@ -153,6 +153,8 @@ class WholeMarket:
         market = self.market
         for node in self.nodes:
             node.skew_ms = node.drift_ppm = 0
+            node.doom = None
+        self._await(lambda: all(node.alive for node in self.nodes), STANDING_MS, "all run")
         market.clock.run_until(market.clock.now_ms + 1_000)
         state = market.get_view().core.state
         dead = market.by_id[state.get_term(HUB).auctioneer]
