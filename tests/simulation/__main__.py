@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def replay(kind: Kind, seed: int, broken: str) -> int:
 
 def run_many(arguments: argparse.Namespace) -> int:
     """Run many seeds and print what came of them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the workers too
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     kinds = [arguments.kind] if arguments.kind else list(Kind)
     report = Report(seeds.start, arguments.broken)
