@@ -94,8 +94,8 @@ class Funds:
         loop = asyncio.get_running_loop()
         # A term ends with the first block after its time; one more for good measure.
         give_up_at = loop.time() + 2 * params.term_ms / 1000
-        term = self._network.term
-        while await self._network.refresh_term(term) == term:
+        last = self._network.term.number if self._network.term is not None else -1
+        while (await self._network.refresh_term(self._network.term)).number <= last:
             if loop.time() > give_up_at or retry.remaining_seconds < POLL_SECONDS:
                 raise self._explain(balance, reservation_micros)
             await asyncio.sleep(POLL_SECONDS)

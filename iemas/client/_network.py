@@ -93,6 +93,7 @@ class Network:
         self._market = market
         self._term: TermInfo | None = None
         self._preferred: list[NodeId] = list(self.nodes)
+        self._failed: set[NodeId] = set()  # who did not answer when last asked
         self._channels: dict[NodeId, grpc.aio.Channel] = {}
         self._channel_locks: dict[NodeId, asyncio.Lock] = {}
         self._lock = asyncio.Lock()
@@ -131,31 +132,36 @@ class Network:
         await self._warm()
 
     async def ask(self, call: Call[T], *, avoid: NodeId | None = None) -> T:
-        """Ask any node, the one that answered last first, `avoid` last of all.
+        """Ask any node, the one that answered last first, those that failed last, then `avoid`.
 
         Raises: the last node's error if none answers; APIConnectionError if none is known.
         """
-        order = sorted(self._preferred, key=lambda node_id: node_id == avoid)
+        order = sorted(self._preferred, key=lambda node: (node == avoid, node in self._failed))
         failure: IemasError | None = None
         for node_id in order:
             try:
                 result = await self.ask_node(node_id, call)
             except (APIConnectionError, QuorumUnavailableError) as error:
                 failure = error
-                continue
             except APIStatusError as error:
                 if getattr(error, "status_code", "") not in _NODE_AT_FAULT:
                     raise
                 failure = error
-                continue
-            if node_id != avoid:
-                self._preferred.remove(node_id)
-                self._preferred.insert(0, node_id)
-            return result
+            else:
+                self._failed.discard(node_id)
+                if node_id != avoid:
+                    self._prefer(node_id, 0)
+                return result
+            self._failed.add(node_id)
         known = ", ".join(short_id(node_id) for node_id in order)
         raise APIConnectionError(
             f"no node of the market answers (tried {known}): {failure}"
         ) from failure
+
+    def _prefer(self, node_id: NodeId, place: int) -> None:
+        """Move a node to a place in the order in which nodes are asked."""
+        self._preferred.remove(node_id)
+        self._preferred.insert(place, node_id)
 
     async def ask_node(self, node_id: NodeId, call: Call[T]) -> T:
         """Ask one node. Raises: what it answers, by its own name; APIConnectionError."""
@@ -292,7 +298,7 @@ class Network:
                 return self._term
             avoid = stale.auctioneer if stale is not None else None
             if stale is not None:
-                self._preferred.append(self._preferred.pop(0))
+                self._prefer(self._preferred[0], len(self._preferred))
             hub = self.market.hub
             response: pb.GetTermResponse = await self.ask(
                 lambda stub: stub.GetTerm(pb.GetTermRequest(hub=hub), timeout=ASK_SECONDS),
@@ -301,7 +307,7 @@ class Network:
             try:
                 term = self._read_term(response)
             except InvalidInputError as error:
-                self._preferred.append(self._preferred.pop(0))
+                self._prefer(self._preferred[0], len(self._preferred))
                 raise APIConnectionError(f"a node's answer about the term: {error}") from error
             self.term_at = time.monotonic()
             self._term = term

@@ -196,7 +196,7 @@ class Participant:
             case Step.PROPOSE:
                 return self.validators.get_proposer(timeout.round) in silent
             case Step.PRECOMMIT:
-                return self._machine.votes.has_quorum(timeout.round, VoteKind.PRECOMMIT, None)
+                return self._machine.votes.has_quorum(timeout.round, VoteKind.PREVOTE, None)
         return False
 
     def receive_proposal(self, notice: ProposalNotice, *, now_ms: int) -> Ready:

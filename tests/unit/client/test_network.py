@@ -9,6 +9,7 @@ import pytest
 
 from iemas.client._bidding import TermInfo
 from iemas.client._network import Market, Network
+from iemas.core.errors import APIConnectionError
 from iemas.core.types import HubId, NodeId
 from iemas.testing.chain import make_genesis, make_identity
 from iemas.tls import Address
@@ -33,6 +34,8 @@ class ToldNetwork(Network):
 
     async def ask_node(self, node_id: NodeId, call: Any) -> Any:
         self.asked.append(node_id)
+        if self.numbers[node_id] < 0:
+            raise APIConnectionError("dead")
         return self.numbers[node_id]
 
     def _read_term(self, response: Any) -> TermInfo:
@@ -76,3 +79,15 @@ def test_whoever_told_the_right_term_is_asked_first_from_then_on() -> None:
     network = ToldNetwork({NODES[0]: 3, NODES[1]: 7, NODES[2]: 7})
     refresh_until(network, 7)
     assert network.list_preferred()[0] == NODES[1]
+
+
+def test_a_node_that_does_not_answer_is_asked_last_from_then_on() -> None:
+    network = ToldNetwork({NODES[0]: 1, NODES[1]: -1, NODES[2]: 1, AUCTIONEER: 1})
+
+    async def refresh() -> None:
+        term = await network.refresh_term(None)
+        for _ in range(4):
+            term = await network.refresh_term(term)
+
+    asyncio.run(refresh())
+    assert network.asked.count(NODES[1]) == 1

@@ -292,6 +292,23 @@ def test_a_dead_proposer_costs_a_round(cluster: Cluster) -> None:
     assert cluster[name].applied[-1].committed.commit.round == 1
 
 
+def test_a_quorum_of_precommits_for_nil_alone_does_not_end_a_round(cluster: Cluster) -> None:
+    # Somebody may have locked in it, and the others are to learn of that before they leave.
+    proposer = get_proposer(cluster)
+    unaware = [name for name in FOUR if name != proposer][:2]
+
+    def is_first_proposal(_: str, to: str, message: Any) -> bool:
+        is_proposal = isinstance(message, ProposalNotice)
+        return to in unaware and is_proposal and message.proposal.message.round == 0
+
+    cluster.should_lose = is_first_proposal
+    transaction = cluster.submit(proposer)
+    cluster.run(500)  # 300 for the proposal, 100 for prevotes and, begun a little later, precommits
+    assert not cluster.is_applied(transaction)
+    cluster.run(100)
+    assert cluster.is_applied(transaction)
+
+
 def test_a_round_that_a_quorum_voted_nil_in_is_over_at_once(cluster: Cluster) -> None:
     dead = get_proposer(cluster)
     cluster[dead].crash()
