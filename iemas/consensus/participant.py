@@ -186,18 +186,9 @@ class Participant:
         due = (
             timeout
             for timeout, at_ms in self._timeouts.items()
-            if at_ms <= now_ms or self._is_vain(timeout, silent)
+            if at_ms <= now_ms or self._machine.is_vain(timeout, silent=silent)
         )
         return min(due, key=lambda timeout: (timeout.round, timeout.step), default=None)
-
-    def _is_vain(self, timeout: Timeout, silent: Collection[NodeId]) -> bool:
-        """Tell whether what a timeout waits for will not come: consensus.md T16."""
-        match timeout.step:
-            case Step.PROPOSE:
-                return self.validators.get_proposer(timeout.round) in silent
-            case Step.PRECOMMIT:
-                return self._machine.votes.has_quorum(timeout.round, VoteKind.PREVOTE, None)
-        return False
 
     def receive_proposal(self, notice: ProposalNotice, *, now_ms: int) -> Ready:
         """Take a proposal with its block. One of a far round is dropped: it has to come again.

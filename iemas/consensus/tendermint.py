@@ -24,6 +24,7 @@ Source: Buchman, Kwon, Milosevic, "The latest gossip on BFT consensus", arXiv 18
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -234,6 +235,18 @@ class Tendermint:
                 case Step.PRECOMMIT:
                     self._on_timeout_precommit()
         return self._fire_rules()
+
+    def is_vain(self, timeout: Timeout, *, silent: Collection[NodeId] = ()) -> bool:
+        """Tell whether what a timeout waits for will not come, so that it may be handed in early.
+
+        `silent` are validators from which nothing has come for long. Source: consensus.md T16.
+        """
+        match timeout.step:
+            case Step.PROPOSE:
+                return self._validators.get_proposer(timeout.round) in silent
+            case Step.PRECOMMIT:
+                return self.votes.has_quorum(timeout.round, VoteKind.PREVOTE, None)
+        return False
 
     # --- rules -----------------------------------------------------------------------------------
 
