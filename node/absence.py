@@ -81,14 +81,14 @@ class Absence:
         ]
         return accused if accused and self._hears_quorum(state, now_ms) else []
 
-    def _is_absent(self, node: NodeId, now_ms: int) -> bool:
-        return node == self._stuck_bids.mute or self.is_silent(node, now_ms=now_ms)
-
     def is_silent(self, node: NodeId, *, now_ms: int) -> bool:
         """Tell whether nothing has come from a validator for long, or nothing ever."""
         if self._membership.get_node(node) is None:
             return now_ms > self._started_at_ms + JOIN_GRACE_MS
         return self._membership.is_suspected(node)
+
+    def _is_absent(self, node: NodeId, now_ms: int) -> bool:
+        return node == self._stuck_bids.mute or self.is_silent(node, now_ms=now_ms)
 
     def _hears_quorum(self, state: LedgerState, now_ms: int) -> bool:
         """Tell whether validators with more than two thirds of the power were heard lately."""

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from iemas import AsyncClient, BidOptions, wire
 from iemas.client._channel import Channel
@@ -24,6 +24,7 @@ from iemas.consensus.voting import Vote
 from iemas.core.auction import Allocation
 from iemas.core.envelope import Signed
 from iemas.core.errors import APIConnectionError, IemasError, UnmatchedError
+from iemas.core.execution import ChannelTotal
 from iemas.core.ready import RecordKind
 from iemas.core.types import AccountId, Prices
 from iemas.ledger.transfer import ISSUANCE, LedgerAccount, TransferReason, get_available, get_escrow
@@ -32,6 +33,7 @@ from node.cli.history import History
 from node.local_market import LocalMarket
 from node.local_market.probe import get_term
 from tests.market_checks import list_running, replay_history, wait_in_step, wait_settled
+from tests.totals import watch_totals
 
 BELOW_EVERY_ASK = BidOptions(prices=Prices(1, 1, 1))
 
@@ -132,15 +134,14 @@ class Wallet:
         """Note from now on what a client's channel signs."""
         _, buyer = await client._core.open()
         channel: Channel = buyer._channel
-        sign, abandon, void = channel._sign_total, channel.abandon_task, channel.void_task
+        abandon, void = channel.abandon_task, channel.void_task
 
         def name(terms: Allocation) -> tuple[bytes, bytes, int, int]:
             return (channel.account, terms.provider, terms.term, channel.channel_id)
 
-        def sign_total(allocation: Allocation, book: Any) -> Any:
-            signed = sign(allocation, book)
-            self.signed[name(allocation)].append(signed.message.total_micros)
-            return signed
+        def note_total(total: ChannelTotal) -> None:
+            key = (total.account, total.provider, total.term, total.channel)
+            self.signed[key].append(total.total_micros)
 
         def abandon_task(allocation: Signed[Allocation], amount_micros: int) -> None:
             self.broken.add(name(allocation.message))
@@ -150,7 +151,7 @@ class Wallet:
             self.broken.add(name(allocation.message))
             void(allocation)
 
-        channel._sign_total = sign_total  # type: ignore[method-assign]
+        watch_totals(channel, note_total)
         channel.abandon_task = abandon_task  # type: ignore[method-assign]
         channel.void_task = void_task  # type: ignore[method-assign]
 

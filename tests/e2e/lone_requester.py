@@ -9,38 +9,30 @@ One JSON object a line: `{"provider", "term", "channel", "total"}` for a signed 
 import asyncio
 import json
 import sys
-from typing import Any
 
 from iemas import AsyncClient
-from iemas.client._channel import Channel
+from iemas.core.execution import ChannelTotal
+from tests.totals import watch_totals
 
 
 def tell(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def tell_totals(channel: Channel) -> None:
-    sign = channel._sign_total
-
-    def sign_total(allocation: Any, book: Any) -> Any:
-        total = sign(allocation, book)
-        message = total.message
-        tell(
-            account=message.account.hex(),
-            provider=message.provider.hex(),
-            term=message.term,
-            channel=message.channel,
-            total=message.total_micros,
-        )
-        return total
-
-    channel._sign_total = sign_total  # type: ignore[method-assign]
+def tell_total(total: ChannelTotal) -> None:
+    tell(
+        account=total.account.hex(),
+        provider=total.provider.hex(),
+        term=total.term,
+        channel=total.channel,
+        total=total.total_micros,
+    )
 
 
 async def main(address: str, key: str, question: str) -> None:
     async with AsyncClient(address, key=key) as client:
         _, buyer = await client._core.open()
-        tell_totals(buyer._channel)
+        watch_totals(buyer._channel, tell_total)
         messages = [{"role": "user", "content": question}]
         stream = await client.chat.completions.create(
             messages=messages, max_tokens=400, ignore_eos=True, stream=True

@@ -299,14 +299,14 @@ class SimulatedServing:
         self._execution = execution
         self._run = run
         self._task = task
+        assert task.meter is not None
+        self._meter = task.meter
         self._waiting: deque[SimulatedToken] = deque()
         self._finished = False
 
     def break_off(self) -> None:
         """Let the requester learn that the connection broke."""
-        task, meter = self._task, self._task.meter
-        if meter is not None:
-            self._market.in_order(self, lambda: task.lose_provider(meter))
+        self._market.in_order(self, lambda: self._task.lose_provider(self._meter))
 
     def pump(self) -> None:
         """Pass on what the backend has made, as far as the window allows."""

@@ -6,7 +6,7 @@ It bids and pays through the SDK's pure parts, `iemas.client._base`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iemas import wire
 from iemas.client._base import (
@@ -29,13 +29,14 @@ from iemas.core.errors import (
     NotAuctioneerError,
     RemoteProtocolError,
 )
-from iemas.core.execution import Busy, OutputChunk, Receipt, TaskPayload
+from iemas.core.execution import Busy, ChannelTotal, OutputChunk, Receipt, TaskPayload
 from iemas.core.ready import Answer
 from iemas.core.types import AccountId, ChannelId, FinishReason, Lateness, NodeId, Prices
 from iemas.ledger.records import TotalKey
 from node.core import ReceiveBid
 from node.execution import ExecutionFrame
 from tests.simulation.market_node import BLOCK_SIZE, HUB, make_identity
+from tests.totals import watch_totals
 
 if TYPE_CHECKING:
     from tests.simulation.market import SimulatedMarket
@@ -270,16 +271,13 @@ class SimulatedRequester:
 
     def _watch_totals(self) -> None:
         """Show the global observer what this account signs to owe."""
-        sign, cosigned = self.channel._sign_total, self.market.history.cosigned
+        cosigned = self.market.history.cosigned
 
-        def sign_total(*arguments: Any) -> Any:
-            signed = sign(*arguments)
-            total = signed.message
+        def note_total(total: ChannelTotal) -> None:
             key = TotalKey(total.hub, total.term, total.account, total.channel, total.provider)
             cosigned[key] = max(cosigned[key], total.total_micros)
-            return signed
 
-        self.channel._sign_total = sign_total  # type: ignore[method-assign]
+        watch_totals(self.channel, note_total)
 
     def make_bid(self, payload: TaskPayload) -> Bid:
         tokens = len(payload.token_ids)
