@@ -145,8 +145,8 @@ class Driver:
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0, wake_at_ms - get_now_ms()) / 1000
         if self._timer is not None:
-            if not self._timer.cancelled() and loop.time() < self._timer.when() <= at:
-                return
+            if self._timer.when() <= at:
+                return  # it fires soon even if it is overdue, as other events came before it
             self._timer.cancel()
         self._timer = loop.call_at(at, self._wake)
 

@@ -87,7 +87,7 @@ class Host:
         self._booted_at_ms = world.clock.now_ms
         self._held: list[Ready] = []
         self._inbox: deque[Callable[[], Ready]] = deque()
-        self._wake_at_ms = 0
+        self._wakes_at_ms: int | None = None  # by the world's clock
 
     # --- what its process is ---------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Host:
         self.process += 1
         self.alive = True
         self.doom = None
-        self._wake_at_ms = 0
+        self._wakes_at_ms = None
         self._held.clear()
         self._inbox.clear()
         self.world.attach(self)
@@ -259,15 +259,16 @@ class Host:
         self.run(lambda: self.take_spoilt(sender, error))
 
     def _arm(self, wake_at_ms: int) -> None:
-        process, now_ms = self.process, self.now_ms
-        if now_ms < self._wake_at_ms <= wake_at_ms:
+        clock, process = self.world.clock, self.process
+        delay_ms = max(wake_at_ms - self.now_ms, 0) * PPM // (PPM + self.drift_ppm) + 1
+        due_ms = clock.now_ms + delay_ms
+        if self._wakes_at_ms is not None and self._wakes_at_ms <= due_ms:
             return
-        self._wake_at_ms = at_ms = max(wake_at_ms, now_ms)
+        self._wakes_at_ms = due_ms
 
         def wake() -> None:
-            if self.process == process and self._wake_at_ms == at_ms:  # or an earlier one was set
-                self._wake_at_ms = 0
+            if self.process == process and self._wakes_at_ms == due_ms:  # or an earlier one was set
+                self._wakes_at_ms = None
                 self.run(self.tick)
 
-        delay_ms = max(wake_at_ms - now_ms, 0) * PPM // (PPM + self.drift_ppm)
-        self.world.clock.call_later(delay_ms + 1, wake)
+        clock.call_later(delay_ms, wake)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,8 @@ from iemas.core.errors import MalformedMessageError
 from iemas.core.gossip import Probe
 from iemas.core.ready import Answer, Ready, Send
 from iemas.core.types import NodeId
-from node.core import NodeCore
+from node.clock import get_now_ms
+from node.core import NodeCore, NodeInput, TimePassed
 from node.driver import Driver
 from node.storage import Storage
 
@@ -56,6 +58,29 @@ def test_a_message_that_cannot_travel_holds_up_no_other() -> None:
     sent, answer = asyncio.run(run())
     assert sent == PEERS[1:]
     assert answer.stream == 1
+
+
+def test_an_overdue_wake_is_not_put_off_by_a_later_one() -> None:
+    """Under load a timer fires late; what comes in meanwhile must not move it further away."""
+
+    async def run() -> list[NodeInput]:
+        inputs: list[NodeInput] = []
+
+        def step(inp: NodeInput, *, now_ms: int) -> Ready:
+            inputs.append(inp)
+            return Ready()
+
+        engine = SimpleNamespace(height=0, take_journal=tuple)
+        core = SimpleNamespace(engine=engine, step=step)
+        driver = Driver(cast("NodeCore", core), cast("Storage", None))
+        driver.carry_out(Ready(wake_at_ms=get_now_ms() + 5))
+        time.sleep(0.02)  # the loop is busy beyond the time
+        driver.carry_out(Ready(wake_at_ms=get_now_ms() + 60_000))
+        await asyncio.sleep(0.01)
+        driver.stop()
+        return inputs
+
+    assert asyncio.run(run()) == [TimePassed()]
 
 
 def test_metrics_show_the_height_and_the_peers() -> None:
