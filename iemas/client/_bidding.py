@@ -40,7 +40,7 @@ from iemas.core.settlement import compute_worst_case_micros
 from iemas.core.types import HubId, NodeId, short_id
 
 ENTROPY_BYTES = 2 * SHARE_BYTES
-STUCK_SECONDS = 0.4
+STUCK_SECONDS = 0.3
 """A bid that nobody acknowledged for so long is given to other validators."""
 
 OUTCOME_STUCK_SECONDS = 1.0

@@ -60,7 +60,7 @@ def count_models(market: SimulatedMarket) -> int:
 
 @pytest.fixture(scope="module")
 def market() -> SimulatedMarket:
-    market = make_market(57)
+    market = make_market(57, turns=12)
     market.run_conversations()
     market.settle()
     return market

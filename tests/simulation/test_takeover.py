@@ -19,6 +19,7 @@ from iemas.core.auction import (
     RoundOutcome,
 )
 from iemas.core.ready import Ready
+from node.core import BackendHealth
 from tests.simulation.market import SimulatedMarket
 from tests.simulation.market_node import HUB, SimulatedNode
 
@@ -95,6 +96,8 @@ def make_market(phase: Phase, seed: int) -> tuple[SimulatedMarket, Killer]:
     market = SimulatedMarket(seed, requesters=1, turns=1)
     killer = Killer(market, phase)
     market.start()
+    auctioneer = market.by_id[market.get_view().core.state.get_term(HUB).auctioneer]
+    auctioneer.step(BackendHealth(healthy=False))  # so the task is not on what dies
     market.clock.run_until(market.clock.now_ms + 2_000)
     return market, killer
 

@@ -74,7 +74,7 @@ def test_an_overdue_wake_is_not_put_off_by_a_later_one() -> None:
         core = SimpleNamespace(engine=engine, step=step)
         driver = Driver(cast("NodeCore", core), cast("Storage", None))
         driver.carry_out(Ready(wake_at_ms=get_now_ms() + 5))
-        time.sleep(0.02)  # the loop is busy beyond the time
+        time.sleep(0.02)  # noqa: ASYNC251 - the loop is busy beyond the time
         driver.carry_out(Ready(wake_at_ms=get_now_ms() + 60_000))
         await asyncio.sleep(0.01)
         driver.stop()
