@@ -110,7 +110,7 @@ class Witness:
     def release(self, sender: NodeId, notice: CloseNotice, receivers: Sequence[NodeId]) -> Ready:
         """Check a close and release its shares to all receivers.
 
-        A close that came twice gets the same release again.
+        A close that came twice gets the same release again; one of a round that was skipped none.
 
         Raises: InvalidBidError, InvalidSignatureError, RemoteProtocolError.
         """
@@ -153,7 +153,8 @@ class Witness:
         self, witnessed: _WitnessedTerm, close: RoundClose, bid_hashes: Sequence[bytes]
     ) -> None:
         if close.round <= witnessed.last_round:
-            raise RemoteProtocolError("rounds must count up", round=close.round)
+            # Honest where the auctioneer restarted and what it had sent before comes late.
+            raise InvalidBidError("a later round of this term is released", round=close.round)
         if len(bid_hashes) != close.bid_count or compute_root(bid_hashes) != close.bids_root:
             raise RemoteProtocolError("the close does not commit to these bids")
         if len(set(bid_hashes)) != len(bid_hashes):

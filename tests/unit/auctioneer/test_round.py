@@ -31,6 +31,7 @@ from iemas.core.errors import (
 )
 from iemas.core.merkle import compute_root
 from iemas.core.params import MarketParams
+from iemas.core.peer_scores import CROSSING_POINTS, get_points
 from iemas.core.ready import RecordKind
 from iemas.core.sealing import combine_shares, encrypt_chain, open_share, seal_share
 from iemas.core.types import UnmatchedReason
@@ -486,11 +487,13 @@ def test_a_bid_opens_in_one_round_only(bench: RoundBench) -> None:
         release(bench, close_over(bench, hashes, round=1))
 
 
-def test_rounds_count_up(bench: RoundBench) -> None:
+def test_a_close_of_a_round_that_was_skipped_is_refused_without_blame(bench: RoundBench) -> None:
+    """An auctioneer that restarted sent it before; only then does it come late."""
     hashes = countersign(bench, bench.seal(), bench.seal("bob"))
     release(bench, close_over(bench, hashes[:1], round=5))
-    with pytest.raises(RemoteProtocolError, match="count up"):
+    with pytest.raises(InvalidBidError, match="later round") as refused:
         release(bench, close_over(bench, hashes[1:], round=4))
+    assert get_points(refused.value) == CROSSING_POINTS
 
 
 def test_a_close_by_another_node_is_refused(bench: RoundBench) -> None:
