@@ -43,6 +43,7 @@ from iemas.core.digest import DigestIndex
 from iemas.core.election import Term
 from iemas.core.envelope import Envelope, Signed, Signer, verify_signed
 from iemas.core.errors import (
+    InvalidBidError,
     InvalidInputError,
     InvalidReceiptError,
     InvalidTranscriptError,
@@ -364,10 +365,10 @@ class Rounds:
     def receive_forwarded(self, sender: NodeId, forwarded: ForwardedBid, *, now_ms: int) -> Ready:
         """Take in a bid that a validator passed on, and let it have the answers.
 
-        Raises: RemoteProtocolError if the sender is no validator.
+        Raises: InvalidBidError if the sender is no validator, as far as this replica knows.
         """
         if not self._get_state().is_validator(sender, self._hub):
-            raise RemoteProtocolError(f"{short_id(sender)} is no validator and passes no bids on")
+            raise InvalidBidError(f"{short_id(sender)} is no validator here and passes no bids on")
         submission = forwarded.submission
         try:
             return self.submit_bid(sender, submission, now_ms=now_ms)

@@ -13,6 +13,7 @@ from iemas.core.auction import (
     CloseNotice,
     CountersignRequest,
     CountersignResponse,
+    ForwardedBid,
     Refusal,
     ReleaseNotice,
     RoundClose,
@@ -27,6 +28,7 @@ from iemas.core.errors import (
     WrongSignerError,
 )
 from iemas.core.gossip import Probe, ReportPush, SignedReport
+from iemas.core.peer_scores import CROSSING_POINTS
 from iemas.core.report import CapabilityReport
 from iemas.ledger.transaction import TransferFunds
 from iemas.testing.builders import Bidder, Buyer, make_capability, make_stamp
@@ -87,6 +89,18 @@ def test_introducing_oneself_twice_changes_nothing(nodes: Nodes) -> None:
     version = core.membership.version
     core.introduce(record.capability, now_ms=nodes.now_ms)
     assert core.membership.version == version
+
+
+def test_a_bid_that_no_validator_passed_on_is_refused_without_blame(nodes: Nodes) -> None:
+    """Its sender may be one by a block that has not come here yet."""
+    auctioneer, sent = get_auctioneer(nodes), len(nodes.sent)
+    pending = Bidder(nodes.chain, "alice").seal(nodes.cores[auctioneer].state.get_term(HUB))
+    nodes.send(OBSERVER, auctioneer, ForwardedBid(pending.submission))
+    assert nodes.cores[auctioneer].refused["InvalidBidError"] == 1
+    assert not any(isinstance(message, CountersignRequest) for _, message in nodes.sent[sent:])
+    record = nodes.cores[auctioneer].peers.get_record(nodes.chain.get_node(OBSERVER))
+    assert record is not None
+    assert record.points == CROSSING_POINTS
 
 
 @pytest.mark.parametrize(
