@@ -55,7 +55,7 @@ from iemas.core.errors import (
 from iemas.core.merkle import compute_inclusion_proof, compute_root
 from iemas.core.params import MarketParams
 from iemas.core.ready import Answer, Event, Ready, Record, RecordKind, Send
-from iemas.core.sealing import open_share
+from iemas.core.sealing import compute_share_hash, open_share
 from iemas.core.types import ID_BYTES, AccountId, NodeId, short_id
 
 MAX_BIDS_WAITING = 4096
@@ -419,7 +419,11 @@ class Auctioneer:
         verify_signed(notice.release, self._chain_id, expected_signer=self._witness)
         if len(release.shares) != len(opened.bids):
             raise RemoteProtocolError("the release does not hold one share a bid")
+        for bid, share in zip(opened.bids, release.shares, strict=True):
+            if compute_share_hash(share) != bid.submission.sealed_bid.message.witness_share_hash:
+                raise RemoteProtocolError("a released share is not the one that its bid commits to")
         self._open_round = None
+        now_ms = max(now_ms, opened.close.message.closed_at_ms)
         cleared, outcomes = self._clear(opened, notice.release, now_ms)
         self.transcript_hashes.append(cleared.transcript.hash)
         ready = self._announce(opened, cleared, outcomes)

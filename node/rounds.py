@@ -55,6 +55,7 @@ from iemas.core.membership import Membership, NodeRecord
 from iemas.core.params import MarketParams
 from iemas.core.ready import Event, Fault, Ready, Record, RecordKind, Send
 from iemas.core.types import ID_BYTES, AccountId, HubId, NodeId, short_id
+from iemas.ledger.application import MAX_TRANSACTION_BYTES
 from iemas.ledger.records import TermKey
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import Evidence, RoundRoots, TranscriptEvidence
@@ -62,6 +63,9 @@ from node.models import Models
 
 MAX_DEFERRED = 64
 """How many messages of one validator may wait for the replica to catch up."""
+
+MAX_EVIDENCE_BYTES = MAX_TRANSACTION_BYTES - 4_096
+"""Of a transcript that still fits into a transaction; a longer one convicts nobody."""
 
 _TaskName = tuple[bytes, int, bytes, int, int]
 """What an allocation and its receipt say alike: account, channel, provider, token counts."""
@@ -142,6 +146,9 @@ class Rounds:
             return None
         if load.message.stamp.incarnation != capability.stamp.incarnation:
             return None
+        newest_ms = max(load.message.stamp.issued_at_ms, capability.stamp.issued_at_ms)
+        if newest_ms > now_ms + self._params.clock_tolerance_ms:
+            return None  # this node's clock was set back: nobody would take the round
         if now_ms - load.message.stamp.issued_at_ms > self._params.report_max_age_ms:
             return None
         if capability.stamp.expires_at_ms + self._params.clock_tolerance_ms < now_ms:
@@ -494,7 +501,8 @@ class Rounds:
         try:
             self.check_evidence(transcript, self._get_state())
         except InvalidTranscriptError:
-            self._evidence.append(transcript)
+            if len(transcript.envelope.payload) <= MAX_EVIDENCE_BYTES:
+                self._evidence.append(transcript)
         fields = {
             "term": transcript.message.term,
             "round": transcript.message.round,

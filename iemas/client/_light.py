@@ -69,13 +69,13 @@ class _Proven:
 
     node_id: NodeId
     response: Any
-    block: LightBlock
+    trusted: TrustedBlock
     root: Hash
 
     @property
     def height(self) -> int:
         """Up to which block the proven state goes: the one before the header's."""
-        return self.block.height - 1
+        return self.trusted.height - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,7 @@ class LightClient:
                 with naming(table):
                     proof = wire.from_proto(TableProof, proto)
                     found[table] = verify_table(proof, proven.root, table)
-            powers = {member.node_id: member.power for member in proven.block.validators}
+            powers = {member.node_id: member.power for member in proven.trusted.validators}
             return ProvenTables(proven.height, found, powers)
 
         return await self._prove(
@@ -366,7 +366,7 @@ class LightClient:
             trusted = await self._headers.follow(node_id, block, after_height)
             if trusted.state_root is None:
                 raise BehindError("no block is decided yet")
-            value = await read(_Proven(node_id, response, block, trusted.state_root))
+            value = await read(_Proven(node_id, response, trusted, trusted.state_root))
             await self._headers.ask_witnesses(node_id)
             await self._headers.save()
         return value

@@ -14,8 +14,8 @@ from iemas.core.types import ID_BYTES, HashAlgorithm, HubId, NodeId, require, re
 MAX_TTL_MS = 3_600_000
 BLOCK_KEY_BYTES = 8
 MAX_DIGEST_BLOCKS = 4_000_000
-MAX_TEXT = 1024
-"""Characters in one text of a capability report, which every round's transcript repeats."""
+MAX_TEXT_BYTES = 256
+"""UTF-8 bytes of one text of a capability report, which every round's transcript repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ class CapabilityReport:
             "model_revision",
             "hardware",
         ):
-            require(len(getattr(self, name)) <= MAX_TEXT, f"{name} is over {MAX_TEXT} characters")
+            size = len(getattr(self, name).encode())
+            require(size <= MAX_TEXT_BYTES, f"{name} is over {MAX_TEXT_BYTES} bytes")
         require(len(self.tokenizer_hash) <= ID_BYTES, "tokenizer_hash is over 32 bytes")
         if self.model:
             require_id("tokenizer_hash", self.tokenizer_hash)

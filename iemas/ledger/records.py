@@ -281,18 +281,14 @@ class JailRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShortfallRecord:
-    """A running total that an auctioneer's allocation promised and the allowance did not cover.
-
-    `paid_micros` of it came out of that auctioneer's stake.
-    """
+    """A running total that an auctioneer's allocation promised and the allowance did not cover."""
 
     claimed_micros: int
-    paid_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TotalRecord:
-    """The last settled running total of a channel with a provider."""
+    """The last settled running total of a channel with a provider, and what slashes paid of it."""
 
     sequence: int
     total_micros: int

@@ -50,9 +50,10 @@ def _pay_unpaid(state: LedgerState, auctioneer: NodeId, most_micros: int) -> Non
         share_micros = unpaid_micros
         if total_micros > most_micros:
             share_micros = unpaid_micros * most_micros // total_micros
-        record = state.shortfalls[key]
-        paid_micros = record.paid_micros + share_micros
-        state.shortfalls[key] = replace(record, paid_micros=paid_micros)
+        if share_micros == 0:
+            continue
+        settled = state.get_settled_total(key)  # what a slash pays is never settled again
+        state.totals[key] = replace(settled, total_micros=settled.total_micros + share_micros)
         credit = get_available(AccountId(key.provider))
         _pay(state, TREASURY, credit, share_micros, TransferReason.UNPAID_SETTLEMENT)
 

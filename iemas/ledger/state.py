@@ -275,7 +275,7 @@ class LedgerState:
         if record is None:
             return 0
         settled_micros = self.get_settled_total(key).total_micros
-        return max(0, record.claimed_micros - record.paid_micros - settled_micros)
+        return max(0, record.claimed_micros - settled_micros)
 
     def get_pending_transfer(self, payer: AccountId, key: bytes) -> PendingTransfer | None:
         """Give a hold by its idempotency key, as long as the key is known."""

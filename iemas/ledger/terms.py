@@ -139,6 +139,8 @@ def remove_validator(state: LedgerState, node: NodeId) -> None:
         del state.validators[ValidatorKey(hub, node)]
         state.absences.pop(ValidatorKey(hub, node), None)
         _relieve(state, hub, node)
+    for vote in [key for key in state.parameter_votes if key.voter == node]:
+        del state.parameter_votes[vote]
 
 
 def is_last_live(state: LedgerState, node: NodeId) -> bool:

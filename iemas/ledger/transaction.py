@@ -24,6 +24,10 @@ KEY_BYTES = (16, 32)
 """How long an idempotency key may be: a UUID or a hash."""
 
 
+MAX_ROUNDS = 20_000
+"""Rounds of one term: what their hashes take up must stay provable (light_client.md P1)."""
+
+
 def require_key(key: bytes) -> None:
     """Refuse an idempotency key of another length. Raises: MalformedMessageError."""
     require(len(key) in KEY_BYTES, f"an idempotency key has 16 or 32 bytes, got {len(key)}")
@@ -157,6 +161,13 @@ class RoundRoots:
     transcript_hashes: tuple[bytes, ...]
     holds: tuple[AccountHold, ...]
     bids: tuple[Signed[SealedBid], ...]
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.transcript_hashes) <= MAX_ROUNDS, f"a term has at most {MAX_ROUNDS} rounds"
+        )
+        for transcript_hash in self.transcript_hashes:
+            require_id("transcript_hash", transcript_hash)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from iemas.ledger.rules.asks import (
     apply_post_ask,
     apply_reveal_ask,
     apply_withdraw_deposit,
+    check_first_ask,
 )
 from iemas.ledger.rules.election import apply_absence_vote, apply_return_to_duty
 from iemas.ledger.rules.evidence import TranscriptVerifier, apply_evidence
@@ -91,10 +92,11 @@ def check_admission(state: LedgerState, signed: Signed[Transaction]) -> Transact
     if transaction.nonce <= last_nonce:
         return refuse(ResultCode.NONCE_TOO_LOW, f"the last nonce was {last_nonce}")
     # A provider that has just joined has earned nothing yet: its first ask opens its account.
-    opens_account = isinstance(transaction.body, PostAsk)
-    if not opens_account and not state.has_account(transaction.account):
-        return refuse(ResultCode.UNKNOWN_ACCOUNT, "the account was never credited")
-    return None
+    if state.has_account(transaction.account):
+        return None
+    if isinstance(transaction.body, PostAsk):
+        return check_first_ask(state, transaction.body)
+    return refuse(ResultCode.UNKNOWN_ACCOUNT, "the account was never credited")
 
 
 def apply_body(

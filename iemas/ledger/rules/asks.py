@@ -28,6 +28,9 @@ from iemas.ledger.transaction import (
 )
 from iemas.ledger.transfer import Transfer, TransferReason, get_available, get_deposit
 
+MAX_UNFUNDED_ASKS = 1_000
+"""Standing asks in a hub of accounts that hold nothing, before no more of these join."""
+
 
 def apply_post_ask(state: LedgerState, account: AccountId, body: PostAsk) -> TransactionResult:
     """Post an ask in the open; where asks are sealed, only a provider's first.
@@ -36,18 +39,43 @@ def apply_post_ask(state: LedgerState, account: AccountId, body: PostAsk) -> Tra
     can be replaced only so often.
     """
     hub = body.ask.hub
-    if hub not in state.current_terms:
-        return refuse(ResultCode.UNKNOWN_HUB)
     record = state.asks.get(AskKey(hub, NodeId(account)))
     if record is not None and state.params.sealed_asks:
         return refuse(ResultCode.ASKS_SEALED, "commit to the next ask, then reveal it")
-    if compute_ask_ratio(body.ask.prices) > state.params.ask_ratio_max:
-        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(state.params.ask_ratio_max))
+    refusal = _check_ask(state, body)
+    if refusal is not None:
+        return refusal
     if record is not None and len(record.past) >= MAX_PAST_ASKS:
         limit = f"the ask was replaced {MAX_PAST_ASKS} times within the open terms; wait"
         return refuse(ResultCode.INVALID_ENTRY, limit)
     _set_ask(state, hub, NodeId(account), body.ask.prices)
     return OK
+
+
+def check_first_ask(state: LedgerState, body: PostAsk) -> TransactionResult | None:
+    """Tell why an ask opens no account; None if it does.
+
+    New keys cost nothing, so what those without money can put on the ledger is bounded.
+    """
+    refusal = _check_ask(state, body)
+    if refusal is not None:
+        return refusal
+    unfunded = sum(
+        key.hub == body.ask.hub and not state.accounts[AccountId(key.node)].balances
+        for key in state.asks
+    )
+    if unfunded >= MAX_UNFUNDED_ASKS:
+        wanted = "have some money sent to this account first"
+        return refuse(ResultCode.LIMIT_REACHED, f"{unfunded} accounts ask without money; {wanted}")
+    return None
+
+
+def _check_ask(state: LedgerState, body: PostAsk) -> TransactionResult | None:
+    if body.ask.hub not in state.current_terms:
+        return refuse(ResultCode.UNKNOWN_HUB)
+    if compute_ask_ratio(body.ask.prices) > state.params.ask_ratio_max:
+        return refuse(ResultCode.INVALID_ENTRY, _describe_ratio(state.params.ask_ratio_max))
+    return None
 
 
 def apply_place_deposit(

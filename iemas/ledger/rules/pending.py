@@ -63,6 +63,8 @@ def apply_post_hold(state: LedgerState, account: AccountId, body: PostHold) -> T
         return refuse(ResultCode.NOT_PARTY, "only payer and payee may post a hold")
     if transfer.status is not PendingStatus.PENDING:
         return _SETTLED[transfer.status]
+    if account == body.payer and body.amount_micros < transfer.amount_micros:
+        return refuse(ResultCode.NOT_PARTY, "only the payee may post a part of a hold")
     if body.amount_micros > transfer.amount_micros:
         return refuse(ResultCode.INSUFFICIENT_BALANCE, f"{transfer.amount_micros} are held")
     credit = get_available(transfer.to)

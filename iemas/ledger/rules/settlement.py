@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 from iemas.core.auction import SealedBid
 from iemas.core.envelope import Signed
-from iemas.core.types import AccountId, ChannelId, NodeId
+from iemas.core.types import AccountId, ChannelId, HubId, NodeId
 from iemas.ledger.records import (
     HoldKey,
     ShortfallRecord,
@@ -98,7 +99,8 @@ def _charge_bid_fees(
 
 def apply_settle(state: LedgerState, account: AccountId, body: Settle) -> TransactionResult:
     """Judge each entry by itself; refused only if every entry is, with the first one's code."""
-    codes = [apply_settlement_entry(state, account, entry) for entry in body.entries]
+    kept = Counter((key.hub, key.term) for key in state.shortfalls)
+    codes = [apply_settlement_entry(state, account, entry, kept) for entry in body.entries]
     failures = [(i, code) for i, code in enumerate(codes) if code is not ResultCode.OK]
     code = ResultCode.OK if len(failures) < len(codes) else codes[0]
     return TransactionResult(code, format_failures(failures))
@@ -120,9 +122,15 @@ def verify_settlement_signatures(state: LedgerState, body: Settle) -> bool:
 
 
 def apply_settlement_entry(
-    state: LedgerState, provider: AccountId, entry: SettlementEntry
+    state: LedgerState,
+    provider: AccountId,
+    entry: SettlementEntry,
+    kept: Counter[tuple[HubId, int]],
 ) -> ResultCode:
-    """Pay the provider the difference to what the channel's running total already settled."""
+    """Pay the provider the difference to what the channel's running total already settled.
+
+    `kept` counts the shortfalls of each hub and term, and goes on counting.
+    """
     total, allocation = entry.total.message, entry.allocation.message
     unknown, term = find_term(state, TermKey(total.hub, total.term))
     if term is None:
@@ -138,20 +146,22 @@ def apply_settlement_entry(
         return ResultCode.OVER_RESERVATION
     due_micros = total.total_micros - settled.total_micros
     if due_micros > state.get_settleable(total.hub, total.account, total.term):
-        _record_shortfall(state, key, total.total_micros)
+        _record_shortfall(state, key, total.total_micros, kept)
         return ResultCode.OVER_ALLOWANCE
     _pay_settlement(state, key, due_micros)
     state.totals[key] = TotalRecord(total.sequence, total.total_micros)
     return ResultCode.OK
 
 
-def _record_shortfall(state: LedgerState, key: TotalKey, total_micros: int) -> None:
+def _record_shortfall(
+    state: LedgerState, key: TotalKey, total_micros: int, kept: Counter[tuple[HubId, int]]
+) -> None:
     """Remember what the auctioneer allocated beyond the allowance; slashed money pays it."""
     known = state.shortfalls.get(key)
     if known is None:
-        in_term = sum((k.hub, k.term) == (key.hub, key.term) for k in state.shortfalls)
-        if in_term < MAX_SHORTFALLS:
+        if kept[key.hub, key.term] < MAX_SHORTFALLS:
             state.shortfalls[key] = ShortfallRecord(total_micros)
+            kept[key.hub, key.term] += 1
     elif total_micros > known.claimed_micros:
         state.shortfalls[key] = replace(known, claimed_micros=total_micros)
 
