@@ -22,6 +22,7 @@ from auctioneer.lease import Lease
 from auctioneer.opening import BidDecoder, get_bid_context, open_bid, open_chain
 from auctioneer.outcomes import ClearedRound, derive_outcomes
 from iemas.core.auction import (
+    MAX_ROUNDS,
     Allocation,
     BidAccepted,
     BidAcknowledgement,
@@ -207,7 +208,8 @@ class Auctioneer:
         self._require_term(sealed, now_ms)
         if compute_hash(submission.chain_ciphertext) != sealed.chain_hash:
             raise InvalidBidError("the block chain is not the one that the bid commits to")
-        if len(self._countersigning) + len(self._acknowledged) >= MAX_BIDS_WAITING:
+        waiting = len(self._countersigning) + len(self._acknowledged)
+        if waiting >= min(MAX_BIDS_WAITING, MAX_ROUNDS - self._next_round):
             raise InvalidBidError("too many bids wait for a round here; try again shortly")
         self._require_allowance(AccountId(sealed.account))
         share = open_share(

@@ -33,6 +33,10 @@ MAX_TOKENS = 10_000_000
 MAX_MICROS = 2**53
 N_SCENARIOS = 16
 """How many scenarios a round weighs: a divisor of 10^6, so that means are whole in ppm."""
+
+MAX_ROUNDS = 20_000
+"""How many rounds a term has at most: their hashes must fit into one provable leaf."""
+
 MAX_MODEL_ROWS = 4096
 """How many providers a QoS model knows one by one, at most."""
 

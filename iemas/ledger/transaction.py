@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from iemas.core.auction import Allocation, Ask, SealedBid, Transcript
+from iemas.core.auction import MAX_ROUNDS, Allocation, Ask, SealedBid, Transcript
 from iemas.core.envelope import Signed
 from iemas.core.execution import ChannelTotal
 from iemas.core.params import DAY_MS
@@ -22,10 +22,6 @@ MAX_HOLD_MS = 30 * DAY_MS
 
 KEY_BYTES = (16, 32)
 """How long an idempotency key may be: a UUID or a hash."""
-
-
-MAX_ROUNDS = 20_000
-"""Rounds of one term: what their hashes take up must stay provable (light_client.md P1)."""
 
 
 def require_key(key: bytes) -> None:

@@ -555,6 +555,34 @@ def test_a_release_with_too_few_shares_is_refused(bench: RoundBench) -> None:
     assert bench.transcripts
 
 
+def test_a_release_with_a_false_share_is_refused(bench: RoundBench) -> None:
+    """Cleared with it, the round would convict its auctioneer."""
+    bench.submit(bench.seal())
+    for _ in range(3):
+        bench.deliver()
+    (notice,) = bench.get_mail(ReleaseNotice)
+    false = replace(notice.release.message, shares=(bytes(32),))
+    with pytest.raises(RemoteProtocolError, match="not the one that its bid commits to"):
+        bench.auctioneer.receive_release(
+            bench.term.witness,
+            ReleaseNotice(bench.chain.sign(bench.witness_name, false)),
+            now_ms=bench.now_ms,
+        )
+    bench.deliver_all()
+    assert bench.transcripts
+
+
+def test_a_clock_set_back_within_a_round_spoils_nothing(bench: RoundBench) -> None:
+    bench.submit(bench.seal())
+    for _ in range(3):
+        bench.deliver()
+    assert bench.get_mail(ReleaseNotice)
+    bench.now_ms -= 50
+    bench.deliver_all()
+    (transcript,) = bench.transcripts
+    assert transcript.message.cleared_at_ms == transcript.message.close.message.closed_at_ms
+
+
 def test_a_release_that_came_twice_clears_once(bench: RoundBench) -> None:
     bench.submit(bench.seal())
     for _ in range(3):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+import pytest
+
 from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
-from iemas.core.types import HubId
+from iemas.core.types import HubId, Prices
+from iemas.ledger.rules import asks
 from iemas.ledger.transaction import (
     Evidence,
     FundEscrow,
@@ -19,7 +22,7 @@ from iemas.ledger.transaction import (
     TransferFunds,
 )
 from iemas.ledger.transition import RULES
-from iemas.testing.chain import PRICES, LedgerChain
+from iemas.testing.chain import HUB, PRICES, LedgerChain
 
 
 def apply_one(chain: LedgerChain, signed: Signed[Transaction]) -> TransactionResult:
@@ -94,6 +97,33 @@ def test_an_account_never_credited_is_unknown(chain: LedgerChain) -> None:
 def test_the_first_ask_opens_a_providers_account(chain: LedgerChain) -> None:
     assert chain.submit("carol", PostAsk(Ask(chain.hub, PRICES))).code is ResultCode.OK
     assert chain.state.has_account(chain.get_id("carol"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (Ask(HubId("nowhere"), Prices(1, 1, 1)), ResultCode.UNKNOWN_HUB),
+        (Ask(HUB, Prices(1, 1, 10**9)), ResultCode.INVALID_ENTRY),
+    ],
+    ids=["hub", "ratio"],
+)
+def test_an_ask_that_is_refused_opens_no_account(
+    chain: LedgerChain, ask: Ask, code: ResultCode
+) -> None:
+    assert chain.submit("stranger", PostAsk(ask)).code is code
+    assert not chain.state.has_account(chain.get_id("stranger"))
+
+
+def test_only_so_many_accounts_without_money_ask(
+    chain: LedgerChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asks, "MAX_UNFUNDED_ASKS", 2)
+    ask = PostAsk(Ask(chain.hub, Prices(1, 1, 1)))
+    assert chain.submit("alice", ask).code is ResultCode.OK
+    codes = [chain.submit(f"stranger-{n}", ask).code for n in range(3)]
+    assert codes == [ResultCode.OK, ResultCode.OK, ResultCode.LIMIT_REACHED]
+    chain.submit("alice", TransferFunds(chain.get_id("stranger-2"), 1))
+    assert chain.submit("stranger-2", ask).code is ResultCode.OK
 
 
 def test_check_tx_agrees_without_changing_anything(chain: LedgerChain) -> None:

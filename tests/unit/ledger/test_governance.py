@@ -8,7 +8,7 @@ from iemas.core.params import MarketParams
 from iemas.core.types import Hash, HubId
 from iemas.ledger.rules.governance import CHANGEABLE_PARAMETERS
 from iemas.ledger.snapshot import decode_state, take_snapshot
-from iemas.ledger.transaction import ResultCode, Stake, VoteModel, VoteParameter
+from iemas.ledger.transaction import ResultCode, Stake, Unstake, VoteModel, VoteParameter
 from iemas.testing.chain import LedgerChain, make_genesis
 
 NODES = ("node-1", "node-2", "node-3", "node-4")
@@ -62,6 +62,14 @@ def test_a_validator_changes_its_vote(chain: LedgerChain) -> None:
     for name, value in (("node-1", 4), ("node-2", 5), ("node-3", 5), ("node-1", 5)):
         assert vote(chain, name, value) is ResultCode.OK
     assert chain.state.parameter_changes == {"bid_fee_micros": 5}
+
+
+def test_votes_go_with_the_stake(chain: LedgerChain) -> None:
+    chain.submit("alice", Stake(2_000))
+    vote(chain, "alice", 5)
+    vote(chain, "node-1", 5)
+    chain.submit("alice", Unstake(2_000))
+    assert {key.voter for key in chain.state.parameter_votes} == {chain.get_node("node-1")}
 
 
 def test_a_vote_for_what_holds_takes_the_vote_back(chain: LedgerChain) -> None:

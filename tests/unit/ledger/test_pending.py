@@ -74,6 +74,7 @@ def test_the_payee_voids_a_hold(chain: LedgerChain) -> None:
 def test_the_payer_cannot_take_it_back_before_its_time(chain: LedgerChain) -> None:
     hold(chain)
     assert void(chain, "alice") is ResultCode.NOT_PARTY
+    assert post(chain, "alice", 1) is ResultCode.NOT_PARTY
     chain.apply(after_ms=TIMEOUT_MS - 1)
     assert get_money(chain) == (-300, 300, 0)
     chain.apply(after_ms=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iemas.core.envelope import Signed
-from iemas.core.types import ChannelId
+from iemas.core.errors import MalformedMessageError
+from iemas.core.types import ChannelId, HubId
 from iemas.ledger.transaction import (
     AccountHold,
     ResultCode,
@@ -48,6 +49,12 @@ def test_only_the_auctioneer_of_the_term_closes_its_books(chain: LedgerChain) ->
 
 def test_the_books_of_a_running_term_stay_open(chain: LedgerChain) -> None:
     assert close_books(chain, 0).code is ResultCode.INVALID_ENTRY
+
+
+@pytest.mark.parametrize("hashes", [(bytes(31),), (bytes(1_000_000),), (bytes(32),) * 20_001])
+def test_books_stay_small_enough_to_be_proven(hashes: tuple[bytes, ...]) -> None:
+    with pytest.raises(MalformedMessageError):
+        RoundRoots(HubId("hub"), 0, hashes, (), ())
 
 
 def test_books_are_closed_once(chain: LedgerChain) -> None:

@@ -71,6 +71,21 @@ def test_a_small_claim_is_paid_in_full(chain: LedgerChain) -> None:
     assert chain.state.get_funds(TREASURY) == 400 - 70 - 20
 
 
+def test_what_a_slash_paid_is_not_settled_again(chain: LedgerChain) -> None:
+    """Of a total over the allowance a part may still be settled after a slash paid some."""
+    provider = get_others(chain)[0]
+    part = chain.make_entry("alice", provider, 0, ALLOWANCE)
+    whole = chain.make_entry("alice", provider, 0, ALLOWANCE + 50, sequence=2)
+    assert chain.submit(provider, Settle((whole,))).code is ResultCode.OVER_ALLOWANCE
+    convict(chain)
+    paid = get_earned(chain, provider)
+    assert paid == 200  # as much as claims get of the slash
+    assert chain.submit(provider, Settle((part,))).code is ResultCode.OK
+    assert get_earned(chain, provider) == ALLOWANCE
+    assert chain.submit(provider, Settle((whole,))).code is ResultCode.OK
+    assert get_earned(chain, provider) == ALLOWANCE + 50, "its total, and no more"
+
+
 def test_large_claims_share_half_of_the_slash_in_proportion(chain: LedgerChain) -> None:
     one, other = get_others(chain)
     assert claim(chain, one, 100_000) is ResultCode.OVER_ALLOWANCE
