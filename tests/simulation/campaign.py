@@ -150,6 +150,7 @@ MARKET_STATES = (
     "bonds burned of a villain",
     "rounds refused",
     "villain withheld shares",
+    "villain false shares",
     "villain wrong clearing",
     "villain another model",
     "event model_stands",

@@ -26,6 +26,7 @@ from tests.simulation.history import History
 from tests.simulation.host import Host
 from tests.simulation.market_node import HUB, SimulatedNode, make_identity
 from tests.simulation.requester import SimulatedRequester
+from tests.simulation.villains import Villain
 from tests.simulation.watcher import Watcher
 
 START_MS = 1_800_000_000_000
@@ -134,6 +135,20 @@ class SimulatedMarket:
         """Start every node."""
         for node in reversed(self.nodes.values()):
             node.start()
+
+    def corrupt(self, name: str, *tricks: str) -> SimulatedNode:
+        """Let a node lie whenever it can."""
+        node = self.nodes[name]
+        self.history.villains.add(node.node_id)
+        node.villain = Villain(
+            wire.WireSigner(node.identity, self.chain_id),
+            Random(f"villain {name}"),
+            tricks=tricks,
+            eagerness=1.0,
+            count=self.watcher.count,
+        )
+        node.villain.bent = self.history.bent
+        return node
 
     def run_conversations(self, *, limit_ms: int = 120_000) -> None:
         """Let every requester hold its conversation, then let everything settle."""

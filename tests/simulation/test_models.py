@@ -6,13 +6,11 @@ Source: docs/spec/round.md §9; docs/spec/ledger.md §10.
 from __future__ import annotations
 
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import pytest
 
 from auctioneer.predictors.first import FIRST_MODEL
-from iemas import wire
 from iemas.core.auction import ModelNotice, QosModel
 from iemas.core.params import MarketParams
 from iemas.core.ready import RecordKind
@@ -21,7 +19,7 @@ from iemas.ledger.transaction import Evidence
 from tests.simulation.broken_rules import break_rule
 from tests.simulation.checkers import BrokenPromiseError
 from tests.simulation.market import SimulatedMarket
-from tests.simulation.market_node import HUB, SimulatedNode
+from tests.simulation.market_node import HUB
 from tests.simulation.villains import Villain
 
 PARAMS = MarketParams(
@@ -34,21 +32,6 @@ def make_market(seed: int, *, turns: int = 8, requesters: int = 3) -> SimulatedM
     market = SimulatedMarket(seed, turns=turns, requesters=requesters, params=PARAMS)
     market.start()
     return market
-
-
-def corrupt(market: SimulatedMarket, name: str, *tricks: str) -> SimulatedNode:
-    """Let a node lie whenever it can."""
-    node = market.nodes[name]
-    market.history.villains.add(node.node_id)
-    node.villain = Villain(
-        wire.WireSigner(node.identity, market.chain_id),
-        Random(f"villain {name}"),
-        tricks=tricks,
-        eagerness=1.0,
-        count=market.watcher.count,
-    )
-    node.villain.bent = market.history.bent
-    return node
 
 
 def count_models(market: SimulatedMarket) -> int:
@@ -146,7 +129,7 @@ def test_models_outlive_the_death_of_all_nodes_at_once() -> None:
 
 def test_an_auctioneer_that_bends_its_row_is_convicted() -> None:
     market = make_market(54, turns=3)
-    villain = corrupt(market, "node0", "another model")
+    villain = market.corrupt("node0", "another model")
     stake = market.nodes["node0"].core.state.get_stake_micros(villain.node_id)
     market.run_conversations()
     market.settle()
@@ -203,7 +186,7 @@ def flatter(seed: int) -> SimulatedMarket:
     """Run a market whose first proposer flatters itself, whenever it proposes."""
     name = find_first_proposer(seed)
     market = make_market(seed)
-    corrupt(market, name).villain.__class__ = Flatterer
+    market.corrupt(name).villain.__class__ = Flatterer
     market.run_conversations()
     market.settle()
     return market

@@ -20,7 +20,7 @@ from iemas.core.auction import (
 )
 from iemas.core.ready import Ready
 from node.core import BackendHealth
-from tests.simulation.market import SimulatedMarket
+from tests.simulation.market import STAKE_MICROS, SimulatedMarket
 from tests.simulation.market_node import HUB, SimulatedNode
 
 SERVICE_BACK_MS = 2_000
@@ -140,3 +140,21 @@ def test_the_next_round_comes_in_time_whoever_is_cut_off_from_the_requester() ->
     assert requester.results[0].auctioneer == auctioneer.name
     assert market.watcher.counts["stuck bids"] == 1
     assert market.watcher.counts["transaction AbsenceVote OK"] == 0
+
+
+def test_a_witness_that_releases_false_shares_convicts_nobody() -> None:
+    """Its release counts for nothing, as a withheld one; bids go on under the next term."""
+    market = SimulatedMarket(9, requesters=2, turns=2)
+    market.start()
+    market.clock.run_until(market.clock.now_ms + 2_000)
+    term = market.get_view().core.state.get_term(HUB)
+    assert term.witness is not None
+    villain = market.by_id[term.witness]
+    market.corrupt(villain.name, "false shares")
+    market.run_conversations()
+    assert market.watcher.counts["villain false shares"]
+    assert not market.watcher.counts["event transcript_refused"]
+    state = market.history.state
+    for node in market.nodes.values():
+        if node.node_id in state.get_validators(HUB):
+            assert state.get_stake_micros(node.node_id) == STAKE_MICROS, node.name

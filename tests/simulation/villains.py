@@ -405,6 +405,15 @@ def withhold_shares(villain: Villain, host: Host, to: NodeId, message: Any) -> M
     return () if isinstance(message, ReleaseNotice) else None
 
 
+def release_false_shares(villain: Villain, host: Host, to: NodeId, message: Any) -> Messages | None:
+    """Release as a round's witness what its bids did not commit to."""
+    if not isinstance(message, ReleaseNotice) or message.release.signer_id != host.node_id:
+        return None
+    release = message.release.message
+    false = replace(release, shares=tuple(bytes(len(share)) for share in release.shares))
+    return (ReleaseNotice(villain.signer.sign(false)),)
+
+
 def clear_wrongly(villain: Villain, host: Host, to: NodeId, message: Any) -> Messages | None:
     """Sign a transcript with another welfare than its round had."""
     if not isinstance(message, TranscriptNotice):
@@ -494,12 +503,19 @@ TRICKS: dict[str, Trick] = {
     "false status": lie_about_status,
     "false accusation": accuse_falsely,
     "withheld shares": withhold_shares,
+    "false shares": release_false_shares,
     "wrong clearing": clear_wrongly,
     "another model": predict_otherwise,
     "bent model": propose_bent_model,
 }
 
-ROUND_TRICKS = ("withheld shares", "wrong clearing", "another model", "bent model")
+ROUND_TRICKS = (
+    "withheld shares",
+    "false shares",
+    "wrong clearing",
+    "another model",
+    "bent model",
+)
 CONSENSUS_TRICKS = tuple(name for name in TRICKS if name not in ROUND_TRICKS)
 
 

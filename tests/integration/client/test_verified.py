@@ -209,6 +209,26 @@ async def test_a_lying_node_is_passed_over_for_an_honest_one(market: LocalMarket
         assert "GetAccountProof" in servicer.asked
 
 
+async def test_powers_are_those_of_the_trusted_block(market: LocalMarket) -> None:
+    """A block that is trusted already is known by its hash, which does not cover its voters."""
+    first: list[bytes] = []
+
+    def repeat_with_more_power(answer: Any) -> None:
+        first.append(answer.SerializeToString())
+        if len(first) > 1:
+            answer.ParseFromString(first[0])
+            make_up_validators(answer)
+
+    async with (
+        lying_node(market.bootstrap[0], GetTablesProof=repeat_with_more_power) as (address, _),
+        AsyncClient(address, key=market.customer_key) as client,
+    ):
+        await isolate(client)
+        honest = await client.ledger.validators()
+        assert await client.ledger.validators() == honest
+        assert len(first) == 2
+
+
 async def test_an_old_but_true_answer_is_not_the_newest(
     market: LocalMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
