@@ -40,7 +40,7 @@ from iemas.consensus.tendermint import (
 )
 from iemas.consensus.voting import NO_ROUND, DoubleVote, Proposal, Vote, VoteKind
 from iemas.core.envelope import Signed, Signer, verify_signed
-from iemas.core.errors import InvalidBlockError, RemoteProtocolError
+from iemas.core.errors import InternalError, InvalidBlockError, RemoteProtocolError
 from iemas.core.ready import Event, Ready, Record, RecordKind
 from iemas.core.types import Hash, NodeId, short_id
 from iemas.ledger.header import Block, compute_transactions_root
@@ -50,7 +50,7 @@ RECORD_KEY = b"own"
 
 KEPT_VOTES = 64
 KEPT_ROUNDS = 8
-"""Of how many past rounds proposals are kept for peers that lack them."""
+"""Of how many past rounds all proposals are kept; of older ones those locked or valid."""
 
 Broadcast = ProposalNotice | VoteNotice
 
@@ -193,6 +193,8 @@ class Participant:
     def receive_proposal(self, notice: ProposalNotice, *, now_ms: int) -> Ready:
         """Take a proposal with its block. One of a far round is dropped: it has to come again.
 
+        One of an old round counts only if a quorum precommitted its block: that decides it.
+
         Raises: RemoteProtocolError, InvalidSignatureError, InvalidBlockError if it is not what
         the round's proposer sent: the fault of whoever passed it on.
         """
@@ -200,6 +202,8 @@ class Participant:
         message = proposal.message
         held = self._proposals.get(message.round, {})
         if message.round > self.round + 1 or proposal.hash in held:
+            return Ready()
+        if not self._is_of_use(message.round, message.block_hash):
             return Ready()
         is_wanted = self._machine.votes.has_correct_vote(message.round, message.block_hash)
         if len(held) >= MAX_PROPOSALS_PER_ROUND and not is_wanted:
@@ -289,13 +293,32 @@ class Participant:
     def _keep_proposal(self, notice: ProposalNotice) -> None:
         self._proposals.setdefault(notice.proposal.message.round, {})[notice.proposal.hash] = notice
         self._blocks[notice.block.hash] = notice.block
-        old = [number for number in self._proposals if number < self.round - KEPT_ROUNDS]
+        machine = self._machine
+        lasting = {machine.valid_round, machine.locked_round}  # peers may lack these to decide
+        old = {number for number in self._proposals if number < self._first_recent_round} - lasting
         if old:
             for number in old:
                 del self._proposals[number]
             kept = {n.block.hash for notices in self._proposals.values() for n in notices.values()}
-            kept |= {h for h in (self._machine.valid_value, self._machine.locked_value) if h}
+            kept |= {h for h in (machine.valid_value, machine.locked_value) if h}
+            kept.add(notice.block.hash)
             self._blocks = {h: block for h, block in self._blocks.items() if h in kept}
+            machine.forget_proposals(self._first_recent_round, kept=kept)
+
+    @property
+    def _first_recent_round(self) -> int:
+        return self.round - KEPT_ROUNDS
+
+    def _is_of_use(self, round_number: int, value: Hash) -> bool:
+        """Tell whether a proposal can still do something: of an old round only if it decides."""
+        return round_number >= self._first_recent_round or self._machine.votes.has_quorum(
+            round_number, VoteKind.PRECOMMIT, value
+        )
+
+    def _find_missing_proposals(self) -> list[tuple[int, Hash]]:
+        """Find blocks, with rounds, that are voted on, lacking here and of use."""
+        missing = self._machine.find_missing_proposals()
+        return [(number, value) for number, value in missing if self._is_of_use(number, value)]
 
     # --- outputs ---------------------------------------------------------------------------------
 
@@ -335,9 +358,13 @@ class Participant:
     def _decide(self, decided: Decided) -> None:
         self._timeouts.clear()
         block = self._blocks.get(decided.block_hash)
-        if block is not None:  # else peers send it with its commit
-            commit = Commit(self.height, decided.round, block.hash, decided.precommits)
-            self.committed = CommittedBlock(block, commit)
+        if block is None:
+            raise InternalError(
+                f"height {self.height} is decided by a proposal whose block is not kept",
+                height=self.height,
+            )
+        commit = Commit(self.height, decided.round, block.hash, decided.precommits)
+        self.committed = CommittedBlock(block, commit)
 
     def _flush(self) -> Ready:
         """Give what to persist before `take_messages` may be sent."""
@@ -380,7 +407,7 @@ class Participant:
     @property
     def lacks_blocks(self) -> bool:
         """Whether a block is missing here that the validators vote on."""
-        return not self._proposals.get(self.round) or bool(self._machine.find_missing_proposals())
+        return not self._proposals.get(self.round) or bool(self._find_missing_proposals())
 
     def make_status(self, *, wants_blocks: bool) -> ConsensusStatus:
         """Say what this validator has, so that a peer can send the rest."""
@@ -390,7 +417,7 @@ class Participant:
 
     def _find_needed_rounds(self) -> tuple[int, ...]:
         """Find other rounds whose votes or proposals this validator needs."""
-        needed = {number for number, _ in self._machine.find_missing_proposals()}
+        needed = {number for number, _ in self._find_missing_proposals()}
         for notice in self._proposals.get(self.round, {}).values():
             proposal = notice.proposal.message
             if proposal.valid_round != NO_ROUND and not self._machine.votes.has_quorum(

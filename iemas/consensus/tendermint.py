@@ -173,6 +173,18 @@ class Tendermint:
             if all(proposal.block_hash != value for proposal in self._get_proposals(round_number))
         )
 
+    def forget_proposals(self, before: int, *, kept: Collection[Hash]) -> None:
+        """Forget proposals of rounds before one, except of the blocks `kept`.
+
+        The caller drops the other blocks, and what is decided must be there: such a proposal has
+        to come again. Source: consensus.md T13, T20.
+        """
+        for number in [number for number in self._proposals if number < before]:
+            held = self._proposals.pop(number)
+            left = {proposal: ok for proposal, ok in held.items() if proposal.block_hash in kept}
+            if left:
+                self._proposals[number] = left
+
     # --- inputs ----------------------------------------------------------------------------------
 
     def start(self) -> tuple[Output, ...]:
