@@ -50,7 +50,7 @@ from iemas.consensus.recall import Recall
 from iemas.consensus.snapshots import SNAPSHOT_INTERVAL, KeptSnapshot, SnapshotShelf
 from iemas.consensus.state_sync import SnapshotPart, StateSync
 from iemas.consensus.validators import ValidatorSet
-from iemas.consensus.voting import DoubleVote
+from iemas.consensus.voting import DoubleVote, Proposal, Vote
 from iemas.core.envelope import Signed, Signer
 from iemas.core.errors import (
     ConfigurationError,
@@ -387,7 +387,9 @@ class TendermintEngine:
 
     def _follow(self, participant: Participant, ready: Ready, now_ms: int) -> Ready:
         """Send what the participant signed; go on to the next height once it has decided."""
-        ready += self._tell_validators(participant.take_messages())
+        messages = participant.take_messages()
+        self._recall.note_signed(_list_statements(messages))
+        ready += self._tell_validators(messages)
         if participant.evidence != self._accused:
             new = set(participant.evidence) - set(self._accused)
             self._accused = participant.evidence
@@ -493,7 +495,15 @@ class TendermintEngine:
         if sender is None:
             return Ready()
         if isinstance(message, RecallResponse):
-            return self._recall.receive(message, sender)
+            ready = self._recall.receive(message, sender, own_height=self.height)
+            participant = self._participant
+            if (
+                participant is not None
+                and participant.is_started
+                and not self._recall.may_sign(participant.height, participant.validators)
+            ):
+                self._participant = self._make_participant()  # the others decide this height
+            return ready
         answer = show_statements(sender, self.height, self._participant, self._early)
         return Ready(send=(Send(sender, answer),))
 
@@ -672,6 +682,17 @@ def _get_height(message: ProposalNotice | VoteNotice) -> int | None:
     if isinstance(message, ProposalNotice):
         return message.proposal.message.height
     return max((signed.message.height for signed in message.votes), default=None)
+
+
+def _list_statements(messages: Iterable[ProposalNotice | VoteNotice]) -> list[Vote | Proposal]:
+    """List what messages say under signatures."""
+    statements: list[Vote | Proposal] = []
+    for message in messages:
+        if isinstance(message, ProposalNotice):
+            statements.append(message.proposal.message)
+        else:
+            statements += [signed.message for signed in message.votes]
+    return statements
 
 
 def _is_due(last_ms: dict[NodeId, int], peer: NodeId, now_ms: int, interval_ms: int) -> bool:

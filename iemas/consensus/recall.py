@@ -2,8 +2,9 @@
 
 Its own record of that may be older than what it did: its data may be a copy from before, or new
 after a loss. Nobody can tell from the data alone. The others hold what it said at the height that
-they are deciding, under its own signature, so they can show it and cannot make it up. It asks
-until a quorum, itself included, has answered: without a quorum nothing is decided anyway.
+they are deciding, under its own signature, so they can show it and cannot make it up. Whoever has
+decided a height shows nothing of it any more, so such answers do not count for it. It asks until
+a quorum, itself included, has answered that the height is not decided: with less it is not.
 
 Source: docs/spec/engine.md E27 to E29.
 """
@@ -35,6 +36,7 @@ class Recall:
         self._is_asking = False
         self._heights: dict[NodeId, int] = {}  # of those that have answered
         self._forgotten: set[int] = set()
+        self._signed: set[Vote | Proposal] = set()  # since the start, at the last height
         self._ask_at_ms = 0
 
     def begin(self, record: SignRecord | None) -> None:
@@ -46,15 +48,13 @@ class Recall:
     def may_sign(self, height: int, validators: ValidatorSet) -> bool:
         """Tell whether this validator may sign at a height that is not decided here.
 
-        Not before a quorum has answered, it is where more than a third of the power is, and never
-        at a height where it has signed what it does not remember.
+        Not before a quorum, itself included, has answered and has not decided the height either;
+        and never at a height where it has signed what it does not remember.
         """
         if self._is_asking:
-            answered = {node for node in (*self._heights, self._own_id) if node in validators}
-            if validators.compute_power(answered) < validators.quorum_power:
-                return False
-            ahead = {node for node in answered if self._heights.get(node, 0) >= height}
-            if validators.compute_power(ahead) >= validators.one_correct_power:
+            undecided = {node for node, decided in self._heights.items() if decided < height}
+            level = {node for node in (*undecided, self._own_id) if node in validators}
+            if validators.compute_power(level) < validators.quorum_power:
                 return False
             self._is_asking = False
         return height not in self._forgotten
@@ -71,13 +71,20 @@ class Recall:
         sends = tuple(Send(to, request) for to in unheard)
         return Ready(send=sends, wake_at_ms=self._ask_at_ms)
 
-    def receive(self, answer: RecallResponse, sender: NodeId) -> Ready:
-        """Take an answer in.
+    def note_signed(self, statements: Iterable[Vote | Proposal]) -> None:
+        """Note what this validator has signed since the start: that it remembers."""
+        for statement in statements:
+            self._signed = {other for other in self._signed if other.height == statement.height}
+            self._signed.add(statement)
 
+    def receive(self, answer: RecallResponse, sender: NodeId, *, own_height: int) -> Ready:
+        """Take an answer in: once asking has ended, the first of a peer, for what it shows.
+
+        `own_height` is the last one decided here: what was signed up to it no longer matters.
         Raises: RemoteProtocolError, InvalidSignatureError if it shows what is not this validator's:
             it then counts as none.
         """
-        if not self._is_asking:
+        if not self._is_asking and sender in self._heights:
             return Ready()
         statements: tuple[Signed[Vote] | Signed[Proposal], ...] = (
             *answer.votes,
@@ -92,13 +99,14 @@ class Recall:
                 )
             verify_signed(signed, self._chain_id)
         self._heights[sender] = answer.height
-        return self._note(statements)
+        self._forgotten = {height for height in self._forgotten if height > own_height}
+        messages = (signed.message for signed in statements)
+        return self._note(message for message in messages if message.height > own_height)
 
-    def _note(self, statements: Iterable[Signed[Vote] | Signed[Proposal]]) -> Ready:
+    def _note(self, statements: Iterable[Vote | Proposal]) -> Ready:
         """Note the heights at which this validator signed what it does not remember."""
         ready = Ready()
-        for signed in statements:
-            message = signed.message
+        for message in statements:
             if message.height in self._forgotten or self._remembers(message):
                 continue
             self._forgotten.add(message.height)
@@ -107,6 +115,8 @@ class Recall:
         return ready
 
     def _remembers(self, message: Vote | Proposal) -> bool:
+        if message in self._signed:
+            return True
         record = self._record
         if record is None or record.height != message.height:
             return record is not None and record.height > message.height

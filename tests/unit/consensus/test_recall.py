@@ -9,12 +9,14 @@ from random import Random
 import pytest
 
 from iemas.consensus.messages import ProposalNotice, RecallRequest, RecallResponse, VoteNotice
+from iemas.consensus.recall import Recall
 from iemas.core.envelope import Signed
 from iemas.core.errors import InvalidSignatureError, RemoteProtocolError
 from iemas.core.params import MarketParams
 from iemas.testing.chain import make_genesis
 from iemas.testing.disk import SimulatedDisk
 from tests.cluster import FOUR, Cluster, Replica
+from tests.committee import HEIGHT, Committee
 
 PARAMS = MarketParams(block_interval_ms=10)
 
@@ -150,6 +152,123 @@ def test_one_peer_alone_cannot_keep_it_from_signing(cluster: Cluster) -> None:
     signed, transaction = count_signed(cluster, "node-1"), cluster.submit("node-1")
     cluster.run(5_000, until=lambda: cluster.is_applied(transaction))
     assert count_signed(cluster, "node-1") > signed
+
+
+def make_answers(cluster: Cluster, asker: Replica) -> dict[str, RecallResponse]:
+    """Give what the others would show a validator that has just started."""
+    answers = {}
+    for name in FOUR:
+        if cluster[name] is not asker:
+            ready = cluster[name].engine.step(
+                RecallRequest(1), sender=asker.node_id, now_ms=cluster[name].now_ms
+            )
+            (answers[name],) = [s.message for s in ready.send if s.to == asker.node_id]
+    return answers  # type: ignore[return-value]
+
+
+def test_a_liar_and_one_that_is_ahead_are_no_quorum(cluster: Cluster) -> None:
+    node, older = cluster["node-1"], copy.deepcopy(cluster["node-1"].disk)
+    for _ in range(2):
+        transaction = cluster.submit("node-2")
+        cluster.run(5_000, until=lambda t=transaction: cluster.is_applied(t))  # type: ignore[misc]
+    cluster.should_lose = lambda *_: True
+    restore(node, older)
+    answers = make_answers(cluster, node)
+    node.step(RecallResponse(node.height, (), ()), cluster["node-4"].node_id)
+    for name in ("node-2", "node-3"):
+        node.step(answers[name], cluster[name].node_id)
+        assert not node.engine._recall.may_sign(node.height + 1, node.engine.validators)
+    cluster.should_lose = lambda *_: False
+    signed = count_signed(cluster, "node-1")
+    for _ in range(2):  # it catches up, then signs
+        transaction = cluster.submit("node-2")
+        cluster.run(5_000, until=lambda t=transaction: cluster.is_applied(t))  # type: ignore[misc]
+    assert count_signed(cluster, "node-1") > signed
+
+
+def test_what_is_shown_after_the_asking_still_ends_the_signing(cluster: Cluster) -> None:
+    older = copy.deepcopy(cluster["node-1"].disk)
+    height = begin_height_without_quorum(cluster)
+    node, witness = cluster["node-1"], cluster["node-2"]
+    cluster.should_lose = lambda *_: True
+    restore(node, older)
+    answer = make_answers(cluster, node)["node-2"]
+    for name in FOUR[2:]:  # they have heard nothing of the height
+        node.step(RecallResponse(height - 1, (), ()), cluster[name].node_id)
+    assert node.engine._recall.may_sign(height, node.engine.validators)
+    node.step(answer, witness.node_id)
+    assert list_events(node, "own_statement_unknown") == [height]
+    assert not node.engine._recall.may_sign(height, node.engine.validators)
+    signed = count_signed(cluster, "node-1")
+    cluster.submit("node-1")
+    cluster.run(3_000)
+    assert count_signed(cluster, "node-1") == signed
+
+
+def test_what_it_signed_since_the_start_is_remembered_however_late_it_is_shown(
+    cluster: Cluster,
+) -> None:
+    for name in FOUR[2:]:
+        cluster[name].crash()
+    node, witness = cluster["node-1"], cluster["node-2"]
+    cluster.should_lose = lambda _sender, _to, message: isinstance(message, RecallResponse)
+    node.crash()
+    node.start()
+    for name in FOUR[2:]:
+        node.step(RecallResponse(node.height, (), ()), cluster[name].node_id)
+    cluster.submit("node-1")
+    cluster.run(1_000)
+    answer = make_answers(cluster, node)["node-2"]
+    assert answer.votes
+    node.step(answer, witness.node_id)
+    assert list_events(node, "own_statement_unknown") == []
+    assert node.engine._recall.may_sign(node.height + 1, node.engine.validators)
+
+
+def test_four_that_start_at_once_at_two_heights_go_on_in_spite_of_a_liar(
+    cluster: Cluster,
+) -> None:
+    older = {name: copy.deepcopy(cluster[name].disk) for name in FOUR[1:3]}
+    transaction = cluster.submit("node-1")
+    cluster.run(5_000, until=lambda: cluster.is_applied(transaction))
+    cluster.tamper = lambda sender, _to, message: (
+        RecallResponse(10**9, (), ())
+        if sender == "node-4" and isinstance(message, RecallResponse)
+        else message
+    )
+    for name in FOUR:
+        cluster[name].crash()
+        cluster[name].disk = older.get(name, cluster[name].disk)
+    for name in FOUR:
+        cluster[name].start()
+    later = cluster.submit("node-2")
+    cluster.run(5_000, until=lambda: cluster.is_applied(later))
+    assert cluster.is_applied(later)
+
+
+@pytest.mark.parametrize(
+    ("powers", "level", "may_sign"),
+    [
+        ((1, 1, 1, 1), (1, 2), True),
+        ((1, 1, 1, 1), (1,), False),
+        ((3, 2, 1, 1), (1,), True),
+        ((3, 2, 1, 1), (2, 3), True),
+        ((1, 2, 3, 1), (2,), False),
+        ((1, 2, 3, 1), (1, 2), True),
+        ((5, 1, 1, 1), (), False),
+    ],
+)
+def test_a_quorum_is_one_of_power(
+    powers: tuple[int, ...], level: tuple[int, ...], *, may_sign: bool
+) -> None:
+    """The validator that asks is the first; those not in `level` are ahead."""
+    committee = Committee(powers)
+    recall = Recall(committee.ids[0], "chain")
+    recall.begin(None)
+    for number in range(1, 4):
+        height = HEIGHT - 1 if number in level else HEIGHT
+        recall.receive(RecallResponse(height, (), ()), committee.ids[number], own_height=HEIGHT - 1)
+    assert recall.may_sign(HEIGHT, committee.validators) is may_sign
 
 
 @pytest.mark.parametrize("is_forged", [True, False])
