@@ -416,6 +416,7 @@ class NodeCore:
         self._tell_who_is_silent(now_ms)
         ready += self.engine.tick(now_ms=now_ms)
         ready += self.stuck_bids.tick(now_ms=now_ms)
+        self._next_tick_ms = min(self._next_tick_ms, now_ms + TICK_MS)
         is_due = now_ms >= self._next_tick_ms
         if is_due:
             self._next_tick_ms = now_ms + TICK_MS

@@ -75,6 +75,7 @@ class CatchUp:
 
         First those that claim to have more, in turn; then, after long silence, everyone in turn.
         """
+        self._clamp(now_ms)
         claimants = sorted(peer for peer in peers if self._claims.get(peer, 0) > own_height)
         if claimants:
             since_ms = self._behind_since_ms if self._behind_since_ms is not None else now_ms
@@ -90,3 +91,11 @@ class CatchUp:
         self._requests += 1
         self._requested_at_ms = now_ms
         return peer, now_ms + RETRY_MS
+
+    def _clamp(self, now_ms: int) -> None:
+        """Count from now what a clock that went back since has put into the future."""
+        self._heard_at_ms = min(self._heard_at_ms, now_ms)
+        if self._behind_since_ms is not None:
+            self._behind_since_ms = min(self._behind_since_ms, now_ms)
+        if self._requested_at_ms is not None:
+            self._requested_at_ms = min(self._requested_at_ms, now_ms)

@@ -336,6 +336,7 @@ class TendermintEngine:
         """Send transactions again that are in no block yet; give up on the oldest."""
         if not len(self._mempool):
             return Ready()
+        self._resend_at_ms = min(self._resend_at_ms, now_ms + RESEND_CHECK_MS)
         if now_ms < self._resend_at_ms:
             return Ready(wake_at_ms=self._resend_at_ms)
         again, dropped = self._mempool.take_due(now_ms=now_ms)
@@ -440,6 +441,8 @@ class TendermintEngine:
 
     def _gossip(self, participant: Participant, now_ms: int) -> Ready:
         """Say now and then what this validator has; one peer in turn is asked for blocks."""
+        self._status_at_ms = min(self._status_at_ms, now_ms + STATUS_INTERVAL_MS)
+        self._stall_at_ms = min(self._stall_at_ms, now_ms + STALL_INTERVAL_MS)
         if now_ms < self._status_at_ms:
             return Ready()
         self._status_at_ms = now_ms + STATUS_INTERVAL_MS

@@ -176,6 +176,10 @@ class Participant:
 
         `silent` are validators from which nothing has come for long.
         """
+        self._timeouts = {  # a clock that went back prolongs none
+            scheduled: min(at_ms, now_ms + compute_timeout_ms(scheduled))
+            for scheduled, at_ms in self._timeouts.items()
+        }
         while (timeout := self._find_due(now_ms, silent)) is not None:
             del self._timeouts[timeout]
             self._carry_out(self._machine.receive_timeout(timeout), now_ms)

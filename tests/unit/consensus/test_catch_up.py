@@ -73,3 +73,17 @@ def test_a_claim_that_leads_nowhere_is_forgotten(catch_up: CatchUp) -> None:
 def test_it_says_when_to_look_again(catch_up: CatchUp) -> None:
     _, wake_at_ms = catch_up.choose_peer(3, [A, B], now_ms=START_MS)
     assert wake_at_ms == START_MS + IDLE_MS + STALL_GRACE_MS
+
+
+def test_a_clock_that_goes_back_ends_no_asking(catch_up: CatchUp) -> None:
+    back_ms = -600_000
+    catch_up.note_claim(B, 4, own_height=3, now_ms=START_MS)
+    assert choose(catch_up, GRACE_MS) == B
+    assert choose(catch_up, back_ms) is None
+    assert choose(catch_up, back_ms + RETRY_MS) == B
+
+
+def test_a_clock_that_goes_back_prolongs_no_silence(catch_up: CatchUp) -> None:
+    back_ms = -600_000
+    assert choose(catch_up, back_ms) is None
+    assert choose(catch_up, back_ms + IDLE_MS + STALL_GRACE_MS) == A

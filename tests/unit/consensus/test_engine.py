@@ -205,6 +205,32 @@ def test_one_clock_that_is_an_hour_late_does_not_stop_anybody(cluster: Cluster) 
     assert cluster.is_applied(transaction)
 
 
+def test_a_clock_that_is_set_back_amid_a_height_does_not_stop_it(cluster: Cluster) -> None:
+    first, second = get_proposer(cluster), get_proposer(cluster, 1)
+    cluster[first].crash()  # so all three others are needed, and a timeout
+    transaction = cluster.submit(second)
+    cluster.run(60)
+    cluster[second].skew_ms = -600_000
+    cluster.run(5_000, until=lambda: cluster.is_applied(transaction))
+    assert cluster.is_applied(transaction)
+
+
+def test_a_clock_that_is_set_back_stops_neither_status_nor_complaint(cluster: Cluster) -> None:
+    for name in FOUR[2:]:
+        cluster[name].crash()
+    node = cluster["node-1"]
+    cluster.submit("node-1")
+    cluster.run(500)
+    node.skew_ms = -600_000
+    before = len(cluster.sent)
+    cluster.run(7_000)
+    kinds = {
+        type(message) for sender, _, message in cluster.sent[before:] if sender == node.node_id
+    }
+    assert {ConsensusStatus, BlocksRequest} <= kinds
+    assert [e for e in node.events if e.name == "height_undecided"]
+
+
 # --- proposals -----------------------------------------------------------------------------------
 
 

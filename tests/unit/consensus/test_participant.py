@@ -1,4 +1,4 @@
-"""One validator's part in one height: old proposals. Source: engine.md E24."""
+"""One validator's part in one height: old proposals, and clocks. Source: engine.md E3, E20, E24."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import pytest
 
 from iemas.consensus.mempool import Mempool
-from iemas.consensus.messages import ProposalNotice
+from iemas.consensus.messages import ProposalNotice, VoteNotice
 from iemas.consensus.participant import KEPT_ROUNDS, Participant
+from iemas.consensus.tendermint import Step, Timeout, compute_timeout_ms
 from iemas.consensus.voting import NO_ROUND, Proposal
 from iemas.core.envelope import Signed
 from iemas.core.types import Hash
@@ -133,3 +134,17 @@ def test_a_block_that_a_quorum_only_prevoted_in_an_old_round_is_not_asked_for(
     votes = height.vote(others, VoteKind.PREVOTE, notice.block.hash, at=0)
     participant.receive_votes(votes, now_ms=height.now_ms)
     assert not participant.lacks_blocks
+
+
+def test_a_clock_that_goes_back_prolongs_no_timeout(height: Height) -> None:
+    participant = height.make_participant(height.names[2])
+    back_ms = height.now_ms - 600_000
+    participant.tick(now_ms=back_ms)
+    wait_ms = compute_timeout_ms(Timeout(Step.PROPOSE, 0))
+    assert participant.wake_at_ms == back_ms + wait_ms
+    participant.tick(now_ms=back_ms + wait_ms - 1)
+    assert not participant.take_messages()
+    participant.tick(now_ms=back_ms + wait_ms)
+    (message,) = participant.take_messages()
+    assert isinstance(message, VoteNotice)
+    assert [vote.message.block_hash for vote in message.votes] == [None]

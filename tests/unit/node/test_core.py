@@ -34,6 +34,7 @@ from iemas.ledger.transaction import TransferFunds
 from iemas.testing.builders import Bidder, Buyer, make_capability, make_stamp
 from iemas.testing.chain import HUB, START_MS
 from node.core import (
+    TICK_MS,
     BackendHealth,
     ReceiveBid,
     TimePassed,
@@ -241,3 +242,11 @@ def test_a_task_is_in_the_next_load_report(nodes: Nodes) -> None:
     assert record.load.message.active == (start.allocation.hash,)
     nodes.carry("node-1", core.end_task(execution, now_ms=nodes.now_ms))
     assert record.load.message.finished == (start.allocation.hash,)
+
+
+def test_a_clock_that_goes_back_does_not_stop_the_duties(nodes: Nodes) -> None:
+    core = nodes.cores[nodes.names[0]]
+    nodes.step(nodes.names[0], TimePassed())
+    nodes.now_ms -= 600_000
+    nodes.step(nodes.names[0], TimePassed())
+    assert core._next_tick_ms <= nodes.now_ms + TICK_MS
