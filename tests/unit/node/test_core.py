@@ -186,6 +186,23 @@ def test_a_backend_that_goes_down_sells_no_slots(nodes: Nodes) -> None:
     assert record.load.message.slots == 0
 
 
+def test_a_node_whose_clock_was_set_back_uses_no_report_of_the_future(nodes: Nodes) -> None:
+    """A round with it would convict its auctioneer."""
+    nodes.pass_time(1_000)
+    core, tolerance_ms = nodes.cores["node-2"], nodes.genesis.params.clock_tolerance_ms
+    records = [record for _, record in core.membership.get_nodes() if record.load is not None]
+    issued_ms = min(
+        max(record.load.message.stamp.issued_at_ms, record.capability.message.stamp.issued_at_ms)
+        for record in records
+        if record.load is not None
+    )
+    counts = [
+        len(core.rounds.get_providers(0, now_ms=issued_ms - back_ms))
+        for back_ms in (0, tolerance_ms, tolerance_ms + 1)
+    ]
+    assert counts == [2, 2, 0]
+
+
 def test_a_step_tells_when_to_come_back(nodes: Nodes) -> None:
     ready = nodes.step("node-1", TimePassed())
     assert ready.wake_at_ms is not None
