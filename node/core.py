@@ -32,6 +32,7 @@ from iemas.core.auction import (
 from iemas.core.envelope import Signed, Signer, verify_signed
 from iemas.core.errors import (
     IemasError,
+    InternalError,
     InvalidInputError,
     InvalidSignatureError,
     InvalidTransactionError,
@@ -284,6 +285,13 @@ class NodeCore:
         return self._complete(ready, now_ms)
 
     def _complete(self, ready: Ready, now_ms: int) -> Ready:
+        """Finish a step; here nothing is an input any more that a rule could refuse."""
+        try:
+            return self._go_on(ready, now_ms)
+        except (InvalidInputError, RemoteProtocolError) as error:
+            raise InternalError(f"a step ended in {type(error).__name__}: {error}") from error
+
+    def _go_on(self, ready: Ready, now_ms: int) -> Ready:
         """Follow the ledger, publish reports that are due, deliver messages to oneself."""
         ready += self._follow(now_ms)
         ready += self._publish(now_ms)

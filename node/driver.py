@@ -9,12 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import structlog
 
-from iemas.core.errors import InternalError, MalformedMessageError
+from iemas.core.errors import (
+    InternalError,
+    InvalidInputError,
+    MalformedMessageError,
+    RemoteProtocolError,
+)
 from iemas.core.ready import Answer, Ready, Send
 from iemas.core.types import NodeId, short_id
 from node.clock import get_now_ms
@@ -72,19 +78,43 @@ class Driver:
         if self.fatal.done():
             return
         try:
-            self.carry_out(self.core.step(inp, now_ms=get_now_ms()))
-        except InternalError as error:
+            ready = self.core.step(inp, now_ms=get_now_ms())
+        except Exception as error:  # noqa: BLE001 - the core may be half changed
             self.fail(error)
+            return
+        self.carry_out(ready)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Stop the node on whatever a call of the core raises that is no refusal.
+
+        What the core did until then reaches neither disk nor peers, so it must not go on.
+        """
+        try:
+            yield
+        except (InvalidInputError, RemoteProtocolError):
+            raise
+        except Exception as error:
+            self.fail(error)
+            raise
 
     def carry_out(self, ready: Ready) -> None:
-        """Persist, then send and answer, then arm the timer."""
+        """Persist, then send and answer, then arm the timer; nothing once the node failed."""
+        if self.fatal.done() and not self.fatal.cancelled():
+            return
+        try:
+            self._carry_out(ready)
+        except Exception as error:  # noqa: BLE001 - what is left of it would be lost
+            self.fail(error)
+
+    def _carry_out(self, ready: Ready) -> None:
         journal = self.core.engine.take_journal()
         if ready.persist or journal:
             try:
                 self._storage.write(ready.persist, journal)
-            except sqlite3.Error as error:
-                self.fail(InternalError(f"the node's database cannot be written: {error}"))
-                return
+            except (sqlite3.Error, OSError) as error:
+                text = f"the node's database cannot be written: {error}"
+                raise InternalError(text) from error
         if self._transport is not None:
             self._follow_membership(self._transport)
             for send in ready.send:
@@ -136,10 +166,18 @@ class Driver:
         CUT_OFF.set(len(peers.cut_off))
         transport.set_members(members, peers.cut_off)
 
-    def fail(self, error: InternalError) -> None:
-        """Stop the node: an invariant broke, or its disk did."""
-        if not self.fatal.done():
-            self.fatal.set_exception(error)
+    def fail(self, error: Exception) -> None:
+        """Stop the node: an invariant broke, or its disk did; only the first error counts."""
+        if self.fatal.done():
+            return
+        _log.error("node_failed", exc_info=error)
+        if not isinstance(error, InternalError):
+            cause, kind = error, type(error).__name__
+            error = InternalError(
+                f"the node stopped on an unexpected {kind}: {cause}. Its log has the traceback"
+            )
+            error.__cause__ = cause
+        self.fatal.set_exception(error)
 
     def _arm(self, wake_at_ms: int) -> None:
         loop = asyncio.get_running_loop()

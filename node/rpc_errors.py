@@ -37,7 +37,8 @@ async def translate_errors(
 
     `refused` counts errors by class name. `on_internal_error` is told of invariants that broke,
     so that the node can stop; other unexpected exceptions are only logged, or one odd request
-    could stop a node. Cancellation passes through.
+    could stop a node: calls of the core stop it by themselves (`Driver.guard`). Cancellation
+    passes through.
     """
     try:
         yield

@@ -45,7 +45,8 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
         requests = aiter(request_iterator)
         start = await _read_start(requests)
         try:
-            execution, ready = self._driver.core.begin_task(start, now_ms=get_now_ms())
+            with self._driver.guard():
+                execution, ready = self._driver.core.begin_task(start, now_ms=get_now_ms())
         except ProviderBusyError as error:
             yield Response(busy=wire.to_proto(error.operands["busy"].envelope))  # type: ignore[attr-defined]
             return
@@ -58,7 +59,9 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
                     yield _to_response(frame)
         finally:
             reader.cancel()
-            self._driver.carry_out(self._driver.core.end_task(execution, now_ms=get_now_ms()))
+            with self._driver.guard():
+                ready = self._driver.core.end_task(execution, now_ms=get_now_ms())
+            self._driver.carry_out(ready)
             _count(execution)
 
     async def _serve(self, call: _Call) -> AsyncGenerator[ExecutionFrame, None]:
@@ -81,7 +84,9 @@ class ExecutionServicer(execution_service_pb2_grpc.ExecutionServiceServicer):
             )
             reason = FinishReason.FAILED
         self._watch.flush()
-        self._driver.carry_out(self._driver.core.release_task(execution, now_ms=get_now_ms()))
+        with self._driver.guard():
+            ready = self._driver.core.release_task(execution, now_ms=get_now_ms())
+        self._driver.carry_out(ready)
         # The requester may bid for its next turn as soon as it has the last receipt: the digest and
         # the free slot must not come after that bid.
         await self._driver.flush_sends()
@@ -117,10 +122,10 @@ class _Call:
         match request.WhichOneof("message"):
             case "countersigned":
                 message = wire.from_proto(ReceiptCountersigned, request.countersigned)
-                core = self._driver.core
-                self._driver.carry_out(
-                    core.acknowledge_receipt(self.execution, message, now_ms=get_now_ms())
-                )
+                core, now_ms = self._driver.core, get_now_ms()
+                with self._driver.guard():
+                    ready = core.acknowledge_receipt(self.execution, message, now_ms=now_ms)
+                self._driver.carry_out(ready)
                 self._changed.set()
             case "cancel":
                 self.cancelled.set()

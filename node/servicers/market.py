@@ -73,7 +73,9 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         """Take in a newcomer's report, tell the others, give it all reports."""
         envelope = wire.from_proto(Envelope, request.capability)
         report: Signed[Any] = wire.open_envelope(CapabilityReport, envelope)
-        self._driver.carry_out(self._core.introduce(report, now_ms=get_now_ms()))
+        with self._driver.guard():
+            ready = self._core.introduce(report, now_ms=get_now_ms())
+        self._driver.carry_out(ready)
         reports = [wire.to_proto(held) for held in self._core.membership.get_reports()]
         return market_service_pb2.JoinResponse(reports=reports)
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from prometheus_client import REGISTRY
 
-from iemas.core.errors import MalformedMessageError
+from iemas.core.errors import (
+    InternalError,
+    InvalidReceiptError,
+    MalformedMessageError,
+    StaleReportError,
+)
 from iemas.core.gossip import Probe
-from iemas.core.ready import Answer, Ready, Send
+from iemas.core.ready import Answer, Ready, Record, RecordKind, Send
 from iemas.core.types import NodeId
 from node.clock import get_now_ms
 from node.core import NodeCore, NodeInput, TimePassed
@@ -99,3 +106,79 @@ def test_metrics_show_the_height_and_the_peers() -> None:
     asyncio.run(run())
     names = ("iemas_ledger_height", "iemas_peers", "iemas_peers_cut_off")
     assert [REGISTRY.get_sample_value(name) for name in names] == [4, 3, 1]
+
+
+# --- what stops the node -------------------------------------------------------------------------
+
+
+def run_driver(
+    work: Callable[[Driver], None],
+    *,
+    step: Callable[..., Ready] = lambda inp, **_: Ready(),
+    write: Callable[..., None] = lambda *_: None,
+) -> tuple[BaseException | None, list[NodeId]]:
+    """Do something with a driver; give why it stopped, and who was sent anything."""
+
+    async def run() -> tuple[BaseException | None, list[NodeId]]:
+        version = SimpleNamespace(version=-1)
+        engine = SimpleNamespace(height=0, take_journal=tuple)
+        core = SimpleNamespace(engine=engine, membership=version, peers=version, step=step)
+        driver = Driver(cast("NodeCore", core), cast("Storage", SimpleNamespace(write=write)))
+        transport = PickyTransport()
+        driver.connect(transport)
+        work(driver)
+        await asyncio.sleep(0.02)
+        return driver.fatal.exception() if driver.fatal.done() else None, transport.sent
+
+    return asyncio.run(run())
+
+
+def fail_with(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [KeyError("oops"), StaleReportError("oops")])
+def test_an_unexpected_error_of_a_step_stops_the_node(error: Exception) -> None:
+    """The core has changed, and what it wanted to have written is lost."""
+
+    def work(driver: Driver) -> None:
+        driver.step(TimePassed())
+        driver.carry_out(Ready(send=(Send(PEERS[1], Probe(1)),)))
+
+    stopped, sent = run_driver(work, step=fail_with(error))
+    assert isinstance(stopped, InternalError)
+    assert type(error).__name__ in str(stopped)
+    assert stopped.__cause__ is error
+    assert sent == []
+
+
+def test_a_timer_that_meets_an_unexpected_error_stops_the_node() -> None:
+    stopped, _ = run_driver(
+        lambda driver: driver.carry_out(Ready(wake_at_ms=get_now_ms())),
+        step=fail_with(KeyError("oops")),
+    )
+    assert isinstance(stopped, InternalError)
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("full"), OSError("gone"), KeyError()])
+def test_what_cannot_be_written_is_not_sent_and_stops_the_node(error: Exception) -> None:
+    record = Record(RecordKind.BLOCK, b"", None)
+    ready = Ready(persist=(record,), send=(Send(PEERS[1], Probe(1)),))
+    stopped, sent = run_driver(lambda driver: driver.carry_out(ready), write=fail_with(error))
+    assert isinstance(stopped, InternalError)
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fatal"), [(InvalidReceiptError(), False), (ZeroDivisionError(), True)]
+)
+def test_a_refusal_of_a_call_stops_nothing(error: Exception, is_fatal: bool) -> None:
+    def work(driver: Driver) -> None:
+        with pytest.raises(type(error)), driver.guard():
+            raise error
+
+    stopped, _ = run_driver(work)
+    assert (stopped is not None) == is_fatal
