@@ -90,6 +90,10 @@ class WrongSignerError(InvalidReportError):
     """The report speaks of a node other than its signer."""
 
 
+class NoRoomForReportError(InvalidReportError):
+    """The large reports held here leave no room for this one; smaller ones are taken."""
+
+
 class ContradictoryReportError(InvalidReportError):
     """Two different reports carry the same incarnation and sequence."""
 

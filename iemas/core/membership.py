@@ -10,7 +10,8 @@ docs/spec/membership.md numbers its rules. Source: design §8.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from iemas.core.digest import DigestIndex
 from iemas.core.envelope import Signed, verify_signed
@@ -19,6 +20,7 @@ from iemas.core.errors import (
     FutureReportError,
     InvalidInputError,
     InvalidReportError,
+    NoRoomForReportError,
     ReplayedReportError,
     StaleReportError,
     UnknownSignerError,
@@ -44,6 +46,16 @@ SLOWNESS = 2
 MAX_NODES = 10_000
 MAX_MESSAGE_REPORT_BYTES = 48 * 1024 * 1024
 """Reports in one message; a single digest of four million blocks (32 MB) still fits."""
+
+SMALL_REPORT_BYTES = 16 * 1024
+"""A report up to here is always held: a load report of 440 tasks, a digest of 2,000 blocks."""
+
+MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Larger load reports and digests of other nodes, all together."""
+
+MAX_HEARSAY_BYTES = 128 * 1024 * 1024
+MAX_HEARSAY_REPORT_BYTES = 2 * 1024 * 1024
+"""Of nodes from which nothing came yet but through others: whoever makes up keys makes up those."""
 
 GossipMessage = ReportPush | ExchangeRequest | ExchangeResponse | Probe | ProbeAcknowledgement
 
@@ -85,6 +97,19 @@ class NodeRecord:
     probed_at_ms: int = 0
     suspected: bool = False
     exchanged: bool = False
+    met: bool = False
+    """Whether anything ever came from the node itself."""
+    declined: dict[type[Report], tuple[int, int]] = field(default_factory=dict)
+    """The last of its reports for which there was no room, so as not to ask for them again."""
+
+    def count_large_bytes(self) -> int:
+        """Count the bytes of those reports that need room."""
+        return sum(_count_large_bytes(report) for report in (self.load, self.digest) if report)
+
+    def get_order(self, kind: type[Report]) -> tuple[int, int]:
+        """Give the order of the last report of a kind that is held or was declined."""
+        held = self.get_held(kind)
+        return max(held.message.stamp.order if held else (0, 0), self.declined.get(kind, (0, 0)))
 
     def get_reports(self) -> Iterator[Signed[Report]]:
         """Give the reports held, the capability report first."""
@@ -122,6 +147,7 @@ class Membership:
         self._watched: dict[NodeId, int] = {}  # who is watched, since when
         self._next_exchange_ms = 0
         self._exchange_turn = 0
+        self._large_bytes = {True: 0, False: 0}  # held of other nodes, by whether they were met
         self.version = 0
         """Counts changes of the set of nodes and of their capability reports."""
 
@@ -179,6 +205,10 @@ class Membership:
         if record is None:
             return Ready()
         record.heard_at_ms = now_ms
+        if not record.met:
+            with self._count_change(sender, record):
+                record.met = True
+            record.declined.clear()  # there may be room now
         if not record.suspected:
             return Ready()
         record.suspected = False
@@ -290,10 +320,43 @@ class Membership:
                 raise ContradictoryReportError(node_id=stamp.node_id, order=stamp.order)
             if stamp.order < held_order:
                 raise StaleReportError(node_id=stamp.node_id, order=stamp.order)
+        self._require_room(report, record)
         if isinstance(report.message, CacheDigest):
             # A round looks blocks up in it: one that cannot be searched must not get so far.
             DigestIndex(report.message.blocks)
         self._store(report, record, now_ms)
+
+    def _require_room(self, report: Signed[Report], record: NodeRecord | None) -> None:
+        """Refuse a report that makes this node hold more than it may of the others' (R13).
+
+        Raises: NoRoomForReportError.
+        """
+        kind, stamp = type(report.message), report.message.stamp
+        if record is None or kind is CapabilityReport:
+            return  # how many there are is bounded, and how large one is
+        held = record.get_held(kind)
+        size = _count_large_bytes(report)
+        growth = size - (_count_large_bytes(held) if held is not None else 0)
+        hearsay, met = self._large_bytes[False], self._large_bytes[True]
+        fits = growth <= 0 or hearsay + met + growth <= MAX_HELD_BYTES
+        if not record.met:
+            fits &= size <= MAX_HEARSAY_REPORT_BYTES
+            fits &= growth <= 0 or hearsay + growth <= MAX_HEARSAY_BYTES
+        if not fits:
+            record.declined[kind] = max(stamp.order, record.get_order(kind))
+            raise NoRoomForReportError(node_id=stamp.node_id, size=size)
+
+    @contextmanager
+    def _count_change(self, node_id: NodeId, record: NodeRecord) -> Iterator[None]:
+        """Keep the count of bytes held while a record changes."""
+        if node_id == self._own_id:
+            yield
+            return
+        self._large_bytes[record.met] -= record.count_large_bytes()
+        try:
+            yield
+        finally:
+            self._large_bytes[record.met] += record.count_large_bytes()
 
     def _store(self, report: Signed[Report], record: NodeRecord | None, now_ms: int) -> None:
         node_id = report.message.stamp.node_id
@@ -307,23 +370,25 @@ class Membership:
                     return
                 if record.capability.message.stamp.incarnation < report.message.stamp.incarnation:
                     # A restarted node: what its earlier process reported no longer holds.
-                    record.drop_before(report.message.stamp.incarnation)
+                    with self._count_change(node_id, record):
+                        record.drop_before(report.message.stamp.incarnation)
                     record.exchanged = False
                 record.capability = report  # type: ignore[assignment]
             case _ if record is None:
                 raise UnknownSignerError(node_id=node_id)
             case Signed(LoadReport(), _):
-                record.load = report  # type: ignore[assignment]
+                with self._count_change(node_id, record):
+                    record.load = report  # type: ignore[assignment]
             case Signed(CacheDigest(), _):
-                record.digest = report  # type: ignore[assignment]
+                with self._count_change(node_id, record):
+                    record.digest = report  # type: ignore[assignment]
 
     # --- anti-entropy and probes -------------------------------------------------------------
 
     def _get_versions(self) -> tuple[ReportVersion, ...]:
         versions = []
         for node_id, record in self.get_nodes():
-            load = record.load.message.stamp.order if record.load else (0, 0)
-            digest = record.digest.message.stamp.order if record.digest else (0, 0)
+            load, digest = record.get_order(LoadReport), record.get_order(CacheDigest)
             capability = record.capability.message.stamp.order
             versions.append(ReportVersion(node_id, *capability, *load, *digest))
         return tuple(versions)
@@ -428,6 +493,7 @@ class Membership:
                 node_id
             ):
                 del self._nodes[node_id]
+                self._large_bytes[record.met] -= record.count_large_bytes()
                 self.version += 1
                 events.append(Event("peer_forgotten", {"peer": short_id(node_id)}))
         return Ready(events=tuple(events))
@@ -442,6 +508,11 @@ def _take_fitting(reports: Iterable[Signed[Report]]) -> tuple[SignedReport, ...]
             size += report_bytes
             taken.append(SignedReport.wrap(report))
     return tuple(taken)
+
+
+def _count_large_bytes(report: Signed[Report]) -> int:
+    size = len(report.envelope.payload)
+    return size if size > SMALL_REPORT_BYTES else 0
 
 
 def _get_order(version: ReportVersion, kind: type[Report]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Membership: push, exchange, probe, and which reports are refused.
 
-Source: docs/spec/membership.md (R1 to R12); design §8.
+Source: docs/spec/membership.md (R1 to R13); design §8.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from iemas.core.errors import (
     FutureReportError,
     InvalidReportError,
     InvalidSignatureError,
+    NoRoomForReportError,
     ReplayedReportError,
     StaleReportError,
     UnknownSignerError,
@@ -31,6 +32,8 @@ from iemas.core.gossip import (
 )
 from iemas.core.membership import (
     EXCHANGE_INTERVAL_MS,
+    MAX_HEARSAY_BYTES,
+    MAX_HEARSAY_REPORT_BYTES,
     Membership,
     PublishReport,
     ReceiveGossip,
@@ -315,6 +318,81 @@ def test_the_table_is_bounded(a: Membership, monkeypatch: pytest.MonkeyPatch) ->
     version = a.version
     refuse(a, make_report("c"), InvalidReportError)
     assert a.version == version
+
+
+# --- room (R13) ----------------------------------------------------------------------------------
+
+MANY = ("c", "d", "e", "f")
+
+
+def make_large(name: str, size: int, sequence: int = 5) -> Any:
+    signer = CHAIN.get_signer(name)
+    stamp = make_stamp(signer, sequence, now_ms=NOW_MS)
+    return signer.sign(make_digest(stamp, b"".join(n.to_bytes(8, "big") for n in range(size // 8))))
+
+
+@pytest.fixture
+def bounded(a: Membership, monkeypatch: pytest.MonkeyPatch) -> Membership:
+    """The node a with little room; it has met b, and others only by hearsay."""
+    for name, size in {
+        "SMALL_REPORT_BYTES": 1_000,
+        "MAX_HELD_BYTES": 10_000,
+        "MAX_HEARSAY_BYTES": 5_000,
+        "MAX_HEARSAY_REPORT_BYTES": 3_000,
+    }.items():
+        monkeypatch.setattr(f"iemas.core.membership.{name}", size)
+    push(a, *(make_report(name) for name in MANY))
+    return a
+
+
+def test_reports_of_nodes_that_were_never_met_get_a_share_of_the_room(bounded: Membership) -> None:
+    refuse(bounded, make_large("c", 4_000), NoRoomForReportError)
+    assert not push(bounded, make_large("c", 2_000), make_large("d", 2_000)).faults
+    refuse(bounded, make_large("e", 2_000), NoRoomForReportError)
+    assert not push(bounded, make_large("b", 5_000)).faults
+
+
+def test_all_large_reports_together_are_bounded(bounded: Membership) -> None:
+    assert not push(bounded, make_large("b", 9_000)).faults
+    refuse(bounded, make_large("c", 2_000), NoRoomForReportError)
+    push(bounded, make_large("c", 2_000, 6), sender="c")
+    assert make_large("c", 2_000, 6).hash not in get_held(bounded, "c")
+    assert not push(bounded, make_large("b", 6_000, 6), make_large("c", 2_000, 7)).faults
+
+
+def test_small_reports_always_fit_and_so_does_a_renewed_one(bounded: Membership) -> None:
+    push(bounded, make_large("b", 9_900))
+    renewed = [make_large("b", 9_900, 6), make_large("c", 500), make_report("c", "load", 6)]
+    assert not push(bounded, *renewed).faults
+    refuse(bounded, make_large("b", 9_990, 7), NoRoomForReportError)
+    assert renewed[0].hash in get_held(bounded, "b")
+
+
+def test_who_is_met_gets_the_room_that_hearsay_does_not(bounded: Membership) -> None:
+    report = make_large("c", 4_000)
+    refuse(bounded, report, NoRoomForReportError)
+    before = bounded._get_versions()
+    push(bounded, sender="c")
+    assert not push(bounded, report).faults
+    assert bounded._get_versions() == before, "what was declined must not be asked for again"
+    push(bounded, make_large("d", 2_000), make_large("e", 2_000))
+    assert make_large("e", 2_000).hash in get_held(bounded, "e"), "what c holds is no hearsay"
+
+
+def test_forgotten_nodes_and_earlier_processes_leave_their_room(bounded: Membership) -> None:
+    push(bounded, make_large("b", 4_000), make_large("c", 2_000), make_large("d", 2_000))
+    push(bounded, make_report("c", incarnation=INCARNATION + 1))
+    assert not push(bounded, make_large("e", 2_000)).faults
+    later_ms = NOW_MS + 200_000
+    bounded.step(Tick(), now_ms=later_ms)
+    bounded.step(Tick(), now_ms=later_ms + 10_000)
+    assert bounded.get_peers() == []
+    assert set(bounded._large_bytes.values()) == {0}
+
+
+def test_a_hundred_digests_of_a_megabyte_fit_even_by_hearsay() -> None:
+    assert MAX_HEARSAY_REPORT_BYTES > 1_000_100
+    assert MAX_HEARSAY_BYTES > 100 * 1_000_100
 
 
 # --- restarts (R10) ------------------------------------------------------------------------------
