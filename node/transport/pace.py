@@ -9,21 +9,54 @@ from __future__ import annotations
 
 from typing import Final
 
+from iemas.consensus.messages import (
+    BlocksRequest,
+    ChunksRequest,
+    LightBlockRequest,
+    RecallRequest,
+    RecallResponse,
+    SnapshotRequest,
+    VoteNotice,
+)
+from iemas.core.auction import ModelRequest
+from iemas.core.gossip import ExchangeRequest
+from iemas.wire import PeerMessage
+
 UNITS_PER_S: Final = 5_000
 """Several times what a validator sends under full load, and as much as a node can take in."""
 
 MOST_UNITS: Final = 10_000
 MESSAGE_UNITS: Final = 1
 BYTES_PER_UNIT: Final = 16 * 1024
+REQUEST_UNITS: Final = 50
+"""Of what makes this node read, encode and send far more than it got: up to 7 ms of work."""
+
+REQUESTS: Final = (
+    BlocksRequest,
+    ChunksRequest,
+    ExchangeRequest,
+    LightBlockRequest,
+    ModelRequest,
+    RecallRequest,
+    SnapshotRequest,
+)
 STREAM_UNITS: Final = 1_000
 """Of opening a stream: its handshake costs more than many messages."""
 
 PAUSE_S: Final = 1.0
 
 
-def compute_units(size: int) -> int:
-    """Compute what a message of so many bytes costs."""
-    return MESSAGE_UNITS + size // BYTES_PER_UNIT
+def compute_units(message: PeerMessage, size: int) -> int:
+    """Compute what a message of so many bytes costs: each vote in it as much as one by itself."""
+    units = MESSAGE_UNITS + size // BYTES_PER_UNIT
+    match message:
+        case VoteNotice(votes):
+            units += max(len(votes) - 1, 0)
+        case RecallResponse(_, votes, proposals):
+            units += len(votes) + len(proposals)
+        case _ if isinstance(message, REQUESTS):
+            units += REQUEST_UNITS
+    return units
 
 
 class Pace:

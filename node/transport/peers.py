@@ -248,9 +248,10 @@ class PeerTransport:
             async for data in request_iterator:
                 if inbound.refusal is not None:
                     raise inbound.refusal
-                await self._keep_pace(sender, compute_units(len(data)))
+                message = self._decode(sender, data)
+                await self._keep_pace(sender, compute_units(message, len(data)))
                 self.traffic.received += 1
-                self._on_message(sender, self._decode(sender, data))
+                self._on_message(sender, message)
         except asyncio.CancelledError:
             if inbound.refusal is None:
                 raise
@@ -283,7 +284,7 @@ class PeerTransport:
         now_s = asyncio.get_running_loop().time()
         pace = self._paces.setdefault(sender, Pace(now_s))
         if not pace.take(units, now_s=now_s):
-            self._spoil(sender, FloodError(f"more than {UNITS_PER_S} messages a second"))
+            self._spoil(sender, FloodError(f"messages of more than {UNITS_PER_S} units a second"))
             await asyncio.sleep(PAUSE_S)
 
     def _spoil(self, sender: NodeId, error: IemasError) -> None:
