@@ -312,7 +312,9 @@ class TendermintEngine:
         if transaction.hash in self._mempool:
             return Ready()
         is_origin = sender is None or not self.is_validator
-        dropped = self._mempool.add(transaction, now_ms=now_ms, is_origin=is_origin)
+        dropped = self._mempool.add(
+            transaction, now_ms=now_ms, is_origin=is_origin, is_given=sender is not None
+        )
         if dropped is not None:
             if dropped.reason == ResultCode.ALREADY_DONE.name:
                 return self._show_last_block(sender)

@@ -9,6 +9,7 @@ import pytest
 from iemas.consensus import mempool as pools
 from iemas.consensus.mempool import Dropped, Mempool
 from iemas.core.envelope import Signed
+from iemas.core.types import HubId
 from iemas.ledger.transaction import FundEscrow, Transaction, TransferFunds
 from iemas.testing.chain import LedgerChain
 
@@ -51,17 +52,33 @@ def test_a_transaction_waits_once(pool: Pool) -> None:
 
 
 def test_it_is_bounded_in_number(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "MAX_TRANSACTIONS", 2)
-    reasons = [pool.add(pool.fund()) for _ in range(3)]
-    assert reasons == [None, None, pools.FULL]
+    monkeypatch.setattr(pools, "MAX_TRANSACTIONS", 4)
+    monkeypatch.setattr(pools, "ACCOUNT_PART", 1)
+    reasons = [pool.add(pool.fund()) for _ in range(4)]
+    assert reasons == [None, None, None, pools.FULL]
+    reasons = [pool.add(pool.fund(by=name)) for name in ("bob", "node-1", "node-2")]
+    assert reasons == [pools.FULL, None, pools.FULL]  # the reserve is the validators'
 
 
 def test_it_is_bounded_in_bytes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pool.fund()
-    monkeypatch.setattr(pools, "MAX_BYTES", len(first.envelope.payload))
+    monkeypatch.setattr(pools, "MAX_BYTES", 2 * len(first.envelope.payload))
+    monkeypatch.setattr(pools, "ACCOUNT_PART", 1)
+    monkeypatch.setattr(pools, "RESERVED_PART", 2)
     assert [pool.add(first), pool.add(pool.fund())] == [None, pools.FULL]
+    assert [pool.add(pool.fund(by=name)) for name in ("node-1", "node-2")] == [None, pools.FULL]
     pool.mempool.forget([first.hash])
-    assert pool.add(pool.fund()) is None
+    assert pool.add(pool.fund(by="node-2")) is None
+
+
+def test_one_account_cannot_fill_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MAX_TRANSACTIONS", 8)
+    first = pool.fund()
+    assert [pool.add(one) for one in (first, pool.fund(), pool.fund())] == [None, None, pools.FULL]
+    pool.mempool.forget([first.hash])
+    monkeypatch.setattr(pools, "MAX_BYTES", 4 * (2 * len(first.envelope.payload) - 1))
+    assert pool.add(pool.fund()) == pools.FULL
+    assert pool.add(pool.fund(by="bob")) is None
 
 
 def test_strangers_cannot_fill_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +86,14 @@ def test_strangers_cannot_fill_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -
     reasons = [pool.add(pool.fund(by=name)) for name in ("x", "y")]
     assert reasons == [None, "UNKNOWN_ACCOUNT"]
     assert pool.add(pool.fund()) is None
+
+
+def test_strangers_cannot_fill_it_with_few_large_ones(pool: Pool) -> None:
+    half = FundEscrow(HubId("x" * (pools.MAX_BYTES_OF_UNKNOWN_ACCOUNTS // 2 - 200)), 1)
+    large = [pool.chain.make_transaction(name, half) for name in ("x", "y", "z")]
+    assert [pool.add(one) for one in large] == [None, None, "UNKNOWN_ACCOUNT"]
+    pool.mempool.forget([large[0].hash])
+    assert pool.add(large[2]) is None
 
 
 def test_an_unknown_account_waits_until_it_is_credited(pool: Pool) -> None:
@@ -97,6 +122,28 @@ def test_only_its_origin_sends_a_transaction_again(pool: Pool) -> None:
     assert pool.mempool.take_due(now_ms=pools.RESEND_MS - 1) == ((), ())
     assert pool.mempool.take_due(now_ms=pools.RESEND_MS) == ((own,), ())
     assert pool.mempool.take_due(now_ms=pools.RESEND_MS + 1) == ((), ())
+
+
+def test_what_a_peer_gave_of_an_unknown_account_is_not_sent_again(pool: Pool) -> None:
+    given, own = pool.fund(by="carol"), pool.fund(by="dave")
+    pool.mempool.add(given, now_ms=0, is_origin=True, is_given=True)
+    pool.add(own)
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS) == ((own,), ())
+    pool.chain.submit("alice", TransferFunds(pool.chain.get_id("carol"), 5))
+    pool.mempool.recheck()
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS + 1) == ((given,), ())
+
+
+def test_not_all_are_sent_again_at_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MAX_RESENT", 2)
+    waiting = tuple(pool.fund() for _ in range(5))
+    for transaction in waiting:
+        pool.add(transaction)
+    checks = [pool.mempool.take_due(now_ms=pools.RESEND_MS + n)[0] for n in range(3)]
+    assert checks == [waiting[:2], waiting[2:4], waiting[4:]]
+    assert pool.mempool.take_due(now_ms=2 * pools.RESEND_MS)[0] == waiting[:2]
+    monkeypatch.setattr(pools, "MAX_RESENT_BYTES", 1)
+    assert pool.mempool.take_due(now_ms=3 * pools.RESEND_MS)[0] == waiting[2:3]
 
 
 def test_everybody_gives_up_after_a_while(pool: Pool) -> None:
