@@ -796,6 +796,13 @@ def test_a_lost_submission_is_sent_again(cluster: Cluster) -> None:
     assert cluster.is_applied(transaction)
 
 
+def test_what_strangers_give_a_node_is_passed_on_once(cluster: Cluster) -> None:
+    transaction = cluster.make_funding_by("stranger", 1)
+    cluster[OBSERVER].step(SubmitTransaction(transaction), cluster["node-1"].node_id)
+    cluster.run(3_000)
+    assert len(cluster.list_sent(SubmitTransaction)) == len(FOUR)
+
+
 def test_a_sender_of_old_news_is_shown_the_last_block(cluster: Cluster) -> None:
     transaction = cluster.make_funding()
     cluster.submit("node-1", transaction)
