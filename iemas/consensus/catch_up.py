@@ -1,8 +1,9 @@
 """Catching up: which peer to ask for decided blocks, and when.
 
 A node knows that it is behind when a peer says so, by its height in a message or by speaking of a
-later height; or it finds out by asking, after it has heard of no new block for long. Claims are
-worth a request and no more: what comes back is verified by its commit.
+later height; or it finds out by asking, after it has heard of no new block for long. A claim is
+worth one request and no more, and validators have every other one, so that no number of strangers
+that claim and never answer keeps a node from the blocks. What comes back is verified by its commit.
 
 Source: docs/spec/engine.md E40 to E44.
 """
@@ -31,6 +32,8 @@ class CatchUp:
         self._heard_at_ms = 0  # nothing yet: a node that starts asks at once
         self._requested_at_ms: int | None = None
         self._requests = 0
+        self._asked: dict[NodeId, int] = {}  # which request was the last one to a peer
+        self._is_unanswered = False  # who claimed more was asked and said nothing yet
 
     def note_claim(self, peer: NodeId, height: int, *, own_height: int, now_ms: int) -> None:
         """Note that a peer says to have a block of this height."""
@@ -43,6 +46,7 @@ class CatchUp:
         self._heard_at_ms = now_ms
         self._claims = {peer: at for peer, at in self._claims.items() if at > own_height}
         self._behind_since_ms = now_ms if self._claims else None
+        self._is_unanswered = False
 
     def note_answer(
         self, peer: NodeId, height: int, *, own_height: int, advanced: bool, now_ms: int
@@ -51,6 +55,7 @@ class CatchUp:
 
         A claim counts as long as it leads somewhere.
         """
+        self._is_unanswered = False
         if height == own_height:
             self._heard_at_ms = now_ms
         if not advanced or height <= own_height:
@@ -64,30 +69,53 @@ class CatchUp:
         """Tell whether a peer claims a block that is not here."""
         return any(height > own_height for height in self._claims.values())
 
+    def forget_claim(self, peer: NodeId) -> None:
+        """Believe no more that a peer has what it claims, until it answers or claims again."""
+        self._claims.pop(peer, None)
+
     def list_claimants(self, height: int, peers: Sequence[NodeId]) -> list[NodeId]:
         """List the peers that claim to have a block of this height."""
         return [peer for peer in peers if self._claims.get(peer, 0) >= height]
 
     def choose_peer(
-        self, own_height: int, peers: Sequence[NodeId], *, now_ms: int
+        self,
+        own_height: int,
+        validators: Sequence[NodeId],
+        others: Sequence[NodeId] = (),
+        *,
+        now_ms: int,
     ) -> tuple[NodeId | None, int]:
         """Give whom to ask now, if anyone, and when to look again.
 
-        First those that claim to have more, in turn; then, after long silence, everyone in turn.
+        First those that claim to have more; then, after long silence, everyone. Whoever was not
+        asked for longest has its turn. A claim is forgotten when its peer is asked: the answer
+        restores it.
         """
         self._clamp(now_ms)
-        claimants = sorted(peer for peer in peers if self._claims.get(peer, 0) > own_height)
+        peers = [*validators, *others]
+        claimants = self.list_claimants(own_height + 1, peers)
+        stalled_at_ms = self._heard_at_ms + self._stall_ms
         if claimants:
             since_ms = self._behind_since_ms if self._behind_since_ms is not None else now_ms
             due_ms = since_ms + GRACE_MS
         else:
-            due_ms = self._heard_at_ms + self._stall_ms
+            due_ms = now_ms if self._is_unanswered else stalled_at_ms
         if self._requested_at_ms is not None:
             due_ms = max(due_ms, self._requested_at_ms + RETRY_MS)
-        candidates = claimants or list(peers)
-        if now_ms < due_ms or not candidates:
+        if now_ms < due_ms or not peers:
             return None, max(due_ms, now_ms + 1)
-        peer = candidates[self._requests % len(candidates)]
+        candidates = peers
+        if claimants:
+            is_turn_of_validators = self._requests % 2 == 0
+            preferred = [one for one in claimants if (one in validators) is is_turn_of_validators]
+            if is_turn_of_validators and not preferred and now_ms >= stalled_at_ms:
+                preferred = list(validators)  # those that claim may all be strangers
+            candidates = preferred or claimants
+        peer = min(candidates, key=lambda one: self._asked.get(one, -1))
+        self._is_unanswered = self._is_unanswered or peer in claimants
+        self._claims = {one: at for one, at in self._claims.items() if one != peer}
+        self._asked = {one: at for one, at in self._asked.items() if one in peers}
+        self._asked[peer] = self._requests
         self._requests += 1
         self._requested_at_ms = now_ms
         return peer, now_ms + RETRY_MS

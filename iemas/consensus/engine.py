@@ -611,7 +611,7 @@ class TendermintEngine:
         )
         if wants_more:
             ready += self._try_snapshot(now_ms)
-            if not self._sync.is_active:
+            if self._sync.find_wait(now_ms=now_ms) is None:
                 ready += Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
         return ready
 
@@ -621,17 +621,22 @@ class TendermintEngine:
         Where very many are, for a snapshot.
         """
         ready = self._try_snapshot(now_ms)
-        if self._sync.is_active:
-            return ready
-        validators = [peer for peer in self._peers if peer in self._chain.validators]
-        others = [peer for peer in self._peers if peer not in self._chain.validators]
+        waits_until_ms = self._sync.find_wait(now_ms=now_ms)
+        if waits_until_ms is not None:
+            return ready + Ready(wake_at_ms=waits_until_ms)
+        validators, others = self._split_peers()
         peer, wake_at_ms = self._catch_up.choose_peer(
-            self.height, [*validators, *others], now_ms=now_ms
+            self.height, validators, others, now_ms=now_ms
         )
         ready += Ready(wake_at_ms=wake_at_ms)
         if peer is not None:
             ready += Ready(send=(Send(peer, BlocksRequest(self.height + 1)),))
         return ready
+
+    def _split_peers(self) -> tuple[list[NodeId], list[NodeId]]:
+        """Tell the validators among the peers from the others."""
+        validators = [peer for peer in self._peers if peer in self._chain.validators]
+        return validators, [peer for peer in self._peers if peer not in self._chain.validators]
 
     def _answer(self, request: Request, sender: NodeId | None) -> Ready:
         """Show a peer what this node has; whoever asks checks it."""
@@ -646,9 +651,16 @@ class TendermintEngine:
         """Ask a peer that is far ahead for its snapshot, if there is one to ask."""
         if self._full_history:
             return Ready()
+        validators, others = self._split_peers()
         ahead = self._catch_up.list_claimants(self._sync.least_claim, self._peers)
-        others = [peer for peer in self._peers if peer not in ahead] if ahead else []
-        return self._sync.tick([*ahead, *others], now_ms=now_ms)
+        # Validators first, even those that claim nothing; of each kind first those that do.
+        peers = sorted(validators, key=ahead.__contains__, reverse=True)
+        peers += sorted(others, key=ahead.__contains__, reverse=True)
+        asked = self._sync.peer
+        ready = self._sync.tick(peers if ahead else (), now_ms=now_ms)
+        if asked is not None and self._sync.peer != asked:
+            self._catch_up.forget_claim(asked)  # it took too long
+        return ready
 
     def _receive_snapshot_part(
         self, part: SnapshotPart, sender: NodeId | None, now_ms: int

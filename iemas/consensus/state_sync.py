@@ -4,7 +4,8 @@ No peer is trusted. Its snapshot is taken only if the header of the block after 
 snapshot's root, and that block is decided by the light client's rules, from genesis or from this
 replica's own last block. Then every chunk is checked as it arrives. Whoever sends something false
 or is silent is set aside, and another peer is asked; chunks that were good are kept. Nothing is
-stored before all is here, so a crash in the middle begins anew.
+stored before all is here, so a crash in the middle begins anew. Blocks wait for a snapshot only
+while it comes on: peers that never answer, however many, must not hold up both.
 
 Source: docs/spec/engine.md E53 to E57; docs/spec/light_client.md §2.
 """
@@ -56,6 +57,12 @@ ASIDE_MS = 30_000
 NONE_MS = 5_000
 """The same for a peer that had no snapshot to offer."""
 
+PATIENCE_MS = 5_000
+"""How long blocks wait for a snapshot of which nothing comes, whoever is asked."""
+
+WAIT_MS = 60_000
+"""How long they wait in all. After that it is as long again before they wait another time."""
+
 SnapshotPart = SnapshotOffer | LightBlockResponse | ChunksResponse
 
 
@@ -64,6 +71,7 @@ class _Session:
     """What is going on with the one peer that is asked."""
 
     peer: NodeId
+    least_height: int
     began_at_ms: int
     asked_at_ms: int
     offered: tuple[Snapshot, CommittedBlock] | None = None
@@ -84,11 +92,21 @@ class StateSync:
         self._interval = interval
         self._session: _Session | None = None
         self._aside_until_ms: dict[NodeId, int] = {}
+        self._wait_began_at_ms: int | None = None
+        self._came_on_at_ms = 0  # when the wait began, an offer was trusted, or chunks came
 
     @property
-    def is_active(self) -> bool:
-        """Whether a peer is being asked."""
-        return self._session is not None
+    def peer(self) -> NodeId | None:
+        """Who is being asked."""
+        return None if self._session is None else self._session.peer
+
+    def find_wait(self, *, now_ms: int) -> int | None:
+        """Give until when blocks wait for a snapshot that may come; None if they need not."""
+        began_at_ms = self._wait_began_at_ms
+        if self._session is None or began_at_ms is None:
+            return None
+        until_ms = min(self._came_on_at_ms + PATIENCE_MS, began_at_ms + WAIT_MS)
+        return until_ms if began_at_ms <= now_ms < until_ms else None
 
     @property
     def least_claim(self) -> int:
@@ -115,8 +133,12 @@ class StateSync:
         ]
         if not able or not self._is_trusting(now_ms):
             return ready
-        self._session = _Session(able[0], now_ms, now_ms)
-        request = SnapshotRequest(self._chain.height + self._interval)
+        least_height = self._chain.height + self._interval
+        self._session = _Session(able[0], least_height, now_ms, now_ms)
+        began_at_ms = self._wait_began_at_ms
+        if began_at_ms is None or not began_at_ms <= now_ms < began_at_ms + 2 * WAIT_MS:
+            self._wait_began_at_ms = self._came_on_at_ms = now_ms
+        request = SnapshotRequest(least_height)
         return ready + Ready(send=(Send(able[0], request),), wake_at_ms=now_ms + ANSWER_MS)
 
     def _is_trusting(self, now_ms: int) -> bool:
@@ -191,8 +213,10 @@ class StateSync:
         header = following.block.header.message
         if header.height != snapshot.height + 1:
             raise InvalidSnapshotError("the block of the offer is not the one after the snapshot")
-        if snapshot.height < self._chain.height + self._interval:
+        if snapshot.height < session.least_height:
             raise InvalidSnapshotError("the snapshot is older than what was asked for")
+        if snapshot.height <= self._chain.height:
+            return self._leave("blocks were faster", now_ms)
         if header.transactions_root != compute_transactions_root(following.block.transactions):
             raise InvalidSnapshotError("the block of the offer has not the transactions it names")
         session.offered = (snapshot, following)
@@ -231,6 +255,7 @@ class StateSync:
         return self._ask_for_chunks(session, snapshot, now_ms)
 
     def _ask_for_chunks(self, session: _Session, snapshot: Snapshot, now_ms: int) -> Ready:
+        self._came_on_at_ms = now_ms
         session.first_chunk = self._chain.app.find_missing_chunk() or 0
         return self._ask(session, ChunksRequest(snapshot.height, session.first_chunk), now_ms)
 
@@ -251,7 +276,7 @@ class StateSync:
         app, before = self._chain.app, self._chain.app.state
         for chunk in answer.chunks:
             if app.apply_snapshot_chunk(chunk):
-                self._session = None
+                self._session = self._wait_began_at_ms = None
                 self._chain.follow_snapshot(following.block, before=before)
                 return Ready(), following
         if app.find_missing_chunk() == answer.first:

@@ -7,7 +7,7 @@ import pytest
 from iemas.consensus.catch_up import GRACE_MS, RETRY_MS, STALL_GRACE_MS, CatchUp
 from iemas.core.types import NodeId
 
-A, B = NodeId(b"a" * 32), NodeId(b"b" * 32)
+A, B, V, W = (NodeId(letter * 32) for letter in (b"a", b"b", b"v", b"w"))
 IDLE_MS = 5_000
 START_MS = 1_000_000
 
@@ -70,6 +70,46 @@ def test_a_claim_that_leads_nowhere_is_forgotten(catch_up: CatchUp) -> None:
     assert not catch_up.is_behind(3)
 
 
+def test_a_claim_is_forgotten_when_its_peer_is_asked(catch_up: CatchUp) -> None:
+    catch_up.note_claim(B, 10**9, own_height=3, now_ms=START_MS)
+    assert choose(catch_up, GRACE_MS) == B
+    assert not catch_up.is_behind(3)
+    assert catch_up.note_answer(B, 10**9, own_height=3, advanced=True, now_ms=START_MS)
+    assert catch_up.is_behind(3)
+
+
+def test_who_does_not_answer_has_others_asked_until_one_does(catch_up: CatchUp) -> None:
+    catch_up.note_claim(B, 4, own_height=3, now_ms=START_MS)
+    asked = [choose(catch_up, GRACE_MS + n * RETRY_MS) for n in range(4)]
+    assert asked == [B, A, B, A]
+    catch_up.note_answer(A, 3, own_height=3, advanced=False, now_ms=START_MS)
+    assert choose(catch_up, GRACE_MS + 4 * RETRY_MS) is None
+
+
+def ask_often(catch_up: CatchUp, claimants: list[NodeId], after_ms: int) -> list[NodeId | None]:
+    """List who is asked when the same peers claim ever more, and nobody answers."""
+    asked = []
+    for n in range(6):
+        now_ms = START_MS + after_ms + n * RETRY_MS
+        for peer in claimants:
+            catch_up.note_claim(peer, 10**9, own_height=3, now_ms=now_ms)
+        asked.append(catch_up.choose_peer(3, [V, W], [A, B], now_ms=now_ms)[0])
+    return asked
+
+
+def test_validators_that_claim_more_have_every_other_request(catch_up: CatchUp) -> None:
+    catch_up.note_claim(W, 4, own_height=3, now_ms=START_MS)
+    assert ask_often(catch_up, [A, B, V, W], GRACE_MS) == [V, A, W, B, V, A]
+
+
+def test_strangers_that_claim_more_do_not_keep_validators_from_being_asked(
+    catch_up: CatchUp,
+) -> None:
+    stalled_ms = IDLE_MS + STALL_GRACE_MS
+    catch_up.note_claim(A, 4, own_height=3, now_ms=START_MS)
+    assert ask_often(catch_up, [A, B], stalled_ms) == [V, A, W, B, V, A]
+
+
 def test_it_says_when_to_look_again(catch_up: CatchUp) -> None:
     _, wake_at_ms = catch_up.choose_peer(3, [A, B], now_ms=START_MS)
     assert wake_at_ms == START_MS + IDLE_MS + STALL_GRACE_MS
@@ -80,7 +120,7 @@ def test_a_clock_that_goes_back_ends_no_asking(catch_up: CatchUp) -> None:
     catch_up.note_claim(B, 4, own_height=3, now_ms=START_MS)
     assert choose(catch_up, GRACE_MS) == B
     assert choose(catch_up, back_ms) is None
-    assert choose(catch_up, back_ms + RETRY_MS) == B
+    assert choose(catch_up, back_ms + RETRY_MS) == A  # the claim of B is forgotten
 
 
 def test_a_clock_that_goes_back_prolongs_no_silence(catch_up: CatchUp) -> None:

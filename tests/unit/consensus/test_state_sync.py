@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from iemas.consensus.messages import (
+    BlockAnnouncement,
+    BlocksRequest,
     ChunksRequest,
     ChunksResponse,
+    ConsensusStatus,
     LightBlockRequest,
     SnapshotChunk,
     SnapshotOffer,
     SnapshotRequest,
 )
-from iemas.consensus.state_sync import ANSWER_MS
+from iemas.consensus.state_sync import ANSWER_MS, PATIENCE_MS, WAIT_MS
 from iemas.core.errors import ConfigurationError, InvalidInputError
 from iemas.core.params import MarketParams
 from iemas.core.ready import Record, RecordKind
@@ -284,6 +287,70 @@ def test_a_silent_peer_is_left_after_a_while(cluster: Cluster) -> None:
     catch_up(cluster, duration_ms=ANSWER_MS + 1_000)
     assert silent
     assert list_stored(cluster, OBSERVER) == list_spared(cluster)
+
+
+def test_strangers_that_never_answer_do_not_keep_a_node_from_the_blocks() -> None:
+    strangers = [f"stranger-{number}" for number in range(16)]
+    cluster = Cluster(observers=[OBSERVER, *strangers]).start()
+    cluster.run(300)
+    for name in strangers:
+        cluster[name].crash()
+    cluster.should_lose = lambda sender, to, _: OBSERVER in (sender, to)
+    decided = [cluster.submit("node-1") for _ in range(3)]
+    cluster.run(1_000)
+    cluster.should_lose = lambda *_: False
+    for name in strangers:
+        status = ConsensusStatus(2**40, 0, (), b"", wants_blocks=False)
+        cluster[OBSERVER].step(status, cluster[name].node_id)
+    cluster.run(PATIENCE_MS + 3_000)
+    assert all(cluster[OBSERVER].engine.state.is_applied(one) for one in decided)
+
+
+def test_blocks_wait_while_chunks_come_but_not_for_ever(cluster: Cluster) -> None:
+    sync, node = cluster["node-1"].engine._sync, cluster["node-1"]
+    peers, now_ms = [cluster[name].node_id for name in FOUR[1:]], node.now_ms
+    sync.tick(peers, now_ms=now_ms)
+    assert sync.find_wait(now_ms=now_ms) == now_ms + PATIENCE_MS
+    assert sync.find_wait(now_ms=now_ms + PATIENCE_MS) is None
+    for after_ms in range(0, WAIT_MS, ANSWER_MS):
+        sync._came_on_at_ms = now_ms + after_ms  # as when chunks come
+        assert sync.find_wait(now_ms=now_ms + after_ms) is not None
+    assert sync.find_wait(now_ms=now_ms + WAIT_MS) is None
+    sync.tick(peers, now_ms=now_ms + WAIT_MS)
+    assert sync.find_wait(now_ms=now_ms + WAIT_MS) is None
+    sync.tick(peers, now_ms=now_ms + 2 * WAIT_MS)
+    assert sync.find_wait(now_ms=now_ms + 2 * WAIT_MS) is not None
+
+
+def test_an_honest_offer_that_blocks_overtook_is_nobodys_fault(cluster: Cluster) -> None:
+    cluster.should_lose = lambda _sender, to, message: (
+        isinstance(message, SnapshotOffer) and to == OBSERVER
+    )
+    node = cluster[OBSERVER]
+    node.start()
+    cluster.run(1_000, until=lambda: len(cluster.list_sent(SnapshotOffer)) == 1)
+    sender, _, offer = cluster.list_sent(SnapshotOffer)[0]
+    for block in cluster["node-1"].blocks[node.height : 33]:
+        node.step(BlockAnnouncement(block), sender)
+    node.step(offer, sender)
+    assert node.refused == []
+    assert [event.fields["reason"] for event in node.events if event.name == "snapshot_peer_left"]
+
+
+def test_validators_are_asked_first(cluster: Cluster) -> None:
+    node = cluster[OBSERVER]
+    cluster["alice"].start()
+    cluster["alice"].crash()  # a peer that never answers
+    cluster.should_lose = lambda _, to, message: (
+        to == OBSERVER and not isinstance(message, SnapshotOffer)
+    )
+    node.start()
+    status = ConsensusStatus(2**40, 0, (), b"", wants_blocks=False)
+    node.step(status, cluster["alice"].node_id)
+    asked = {to for _, to, _ in cluster.list_sent(SnapshotRequest)}
+    asked |= {to for sender, to, _ in cluster.list_sent(BlocksRequest) if sender == node.node_id}
+    assert asked
+    assert asked <= {cluster[name].node_id for name in FOUR}
 
 
 @pytest.mark.usefixtures("small_chunks")
