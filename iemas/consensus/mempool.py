@@ -208,6 +208,9 @@ class Mempool:
         """
         due, dropped = [], []
         for key, waiting in list(self._waiting.items()):
+            # A clock that went back prolongs no wait.
+            waiting.since_ms = min(waiting.since_ms, now_ms)
+            waiting.sent_at_ms = min(waiting.sent_at_ms, now_ms)
             if now_ms >= waiting.since_ms + TIMEOUT_MS:
                 self.forget((key,))
                 dropped.append(Dropped(waiting.transaction, TIMED_OUT))

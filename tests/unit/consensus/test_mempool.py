@@ -157,6 +157,14 @@ def test_everybody_gives_up_after_a_while(pool: Pool) -> None:
     assert len(pool.mempool) == 0
 
 
+def test_a_clock_that_goes_back_prolongs_no_wait(pool: Pool) -> None:
+    own = pool.fund()
+    pool.add(own, now_ms=pools.TIMEOUT_MS)
+    assert pool.mempool.take_due(now_ms=0) == ((), ())
+    assert pool.mempool.take_due(now_ms=pools.RESEND_MS) == ((own,), ())
+    assert pool.mempool.take_due(now_ms=pools.TIMEOUT_MS)[1]
+
+
 def test_waiting_nonces_are_known(pool: Pool) -> None:
     pool.add(pool.fund(nonce=5))
     assert pool.mempool.get_last_nonce(pool.chain.get_id("alice")) == 5
