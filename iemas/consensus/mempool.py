@@ -94,11 +94,15 @@ class Mempool:
         return len(self._waiting) > len(self._of_unknown_accounts)
 
     def get_proposable(self) -> tuple[Signed[Transaction], ...]:
-        """Give what a block could be made of, in order of arrival."""
-        return tuple(
+        """Give what a block could be made of: of validators first, else in order of arrival."""
+        state = self._app.state
+        known = (
             waiting.transaction
             for key, waiting in self._waiting.items()
             if key not in self._of_unknown_accounts
+        )
+        return tuple(
+            sorted(known, key=lambda one: not state.is_validator(NodeId(one.message.account)))
         )
 
     def get_last_nonce(self, account: AccountId) -> int:

@@ -44,6 +44,14 @@ def test_what_waits_is_proposed_in_order_of_arrival(pool: Pool) -> None:
     assert pool.mempool.get_proposable() == transactions
 
 
+def test_what_validators_send_is_proposed_first(pool: Pool) -> None:
+    transactions = [pool.fund(by=name) for name in ("alice", "node-1", "bob", "node-1")]
+    for transaction in transactions:
+        pool.add(transaction)
+    order = [transactions[index] for index in (1, 3, 0, 2)]
+    assert list(pool.mempool.get_proposable()) == order
+
+
 def test_a_transaction_waits_once(pool: Pool) -> None:
     transaction = pool.fund()
     assert pool.add(transaction) is None
