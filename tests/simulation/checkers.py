@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from iemas.consensus.chain import AppliedBlock
@@ -144,40 +146,60 @@ def check_conservation(history: History, applied: AppliedBlock) -> None:
 
 
 def check_payments(history: History, applied: AppliedBlock) -> None:
-    """Nothing is paid twice: a channel's payments add up to its highest settled total.
-
-    And nobody pays more than it signed.
-    """
+    """Nothing is paid twice, and nobody pays, nor gets, more than was signed."""
     for transaction, result in zip(applied.block.transactions, applied.results, strict=True):
         body = transaction.message.body
-        if not isinstance(body, Settle) or result.code is not ResultCode.OK:
-            continue
-        failures = parse_failures(result.detail)
-        for index, entry in enumerate(body.entries):
-            if index in failures:
-                continue
-            total = entry.total.message
-            key = TotalKey(total.hub, total.term, total.account, total.channel, total.provider)
-            history.settled[key] = max(history.settled[key], total.total_micros)
-            _require(
-                total.total_micros <= history.cosigned[key],
-                "no double payment",
-                f"{total.total_micros} were settled where {history.cosigned[key]} were signed",
-            )
+        if isinstance(body, Settle) and result.code is ResultCode.OK:
+            _note_settled(history, body, parse_failures(result.detail))
     for transfer in applied.transfers:
         if transfer.reason is TransferReason.SETTLEMENT:
             pair = (transfer.debit.owner, transfer.credit.owner)
             history.paid[pair] += transfer.amount_micros
-    for pair, paid in history.paid.items():
-        owed = sum(
-            micros for key, micros in history.settled.items() if (key.account, key.provider) == pair
-        )
+        elif transfer.reason is TransferReason.UNPAID_SETTLEMENT:
+            history.paid_by_slash[transfer.credit.owner] += transfer.amount_micros
+    owed: Counter[tuple[bytes, bytes]] = Counter()
+    signed: Counter[bytes] = Counter()
+    for key, micros in history.settled.items():
+        owed[key.account, key.provider] += micros
+    for key, micros in history.cosigned.items():
+        signed[key.provider] += micros
+    _check_sums(history, owed, signed, f"height {applied.block.height}: ")
+
+
+def _note_settled(history: History, body: Settle, failures: Container[int]) -> None:
+    for index, entry in enumerate(body.entries):
+        if index in failures:
+            continue
+        total = entry.total.message
+        key = TotalKey(total.hub, total.term, total.account, total.channel, total.provider)
+        history.settled[key] = max(history.settled[key], total.total_micros)
         _require(
-            paid == owed,
+            total.total_micros <= history.cosigned[key],
             "no double payment",
-            f"height {applied.block.height}: {pair[0].hex()[:8]} paid {paid} to "
-            f"{pair[1].hex()[:8]}, the settled totals are {owed}",
+            f"{total.total_micros} were settled where {history.cosigned[key]} were signed",
         )
+
+
+def _check_sums(
+    history: History, owed: Counter[tuple[bytes, bytes]], signed: Counter[bytes], where: str
+) -> None:
+    """A channel's payments add up to its highest settled total; slashes may pay a part of it."""
+    by_escrow: Counter[bytes] = Counter()
+    missing: Counter[bytes] = Counter()
+    for (account, provider), paid in history.paid.items():
+        total = owed[account, provider]
+        what = f"{where}{account.hex()[:8]} paid {paid} to {provider.hex()[:8]}, "
+        _require(paid <= total, "no double payment", f"{what}the settled totals are {total}")
+        by_escrow[provider] += paid
+        missing[provider] += total - paid
+    for provider, micros in missing.items():
+        by_slash = history.paid_by_slash[provider]
+        what = f"{where}{provider.hex()[:8]} settled {micros} that nobody paid, {by_slash} came by "
+        _require(micros <= by_slash, "what is settled is paid", f"{what}slashes")
+    for provider, by_slash in history.paid_by_slash.items():
+        got, most = by_escrow[provider] + by_slash, signed[provider]
+        what = f"{where}{provider.hex()[:8]} got {got}, where {most} were signed"
+        _require(got <= most, "no double payment", what)
 
 
 def check_convictions(history: History, applied: AppliedBlock) -> None:

@@ -41,6 +41,8 @@ class History:
     """The highest total of each channel that a block settled."""
     paid: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
     """What settlements moved, by account and provider."""
+    paid_by_slash: Counter[bytes] = field(default_factory=Counter)
+    """What slashes paid of totals, by provider."""
     balances: Counter[LedgerAccount] = field(default_factory=Counter)
     """The double entry, added up here."""
 

@@ -132,6 +132,7 @@ class WholeMarket:
             rows = [row for requester in self.market.requesters for row in requester.results]
             owed = sum(row.amount_micros for row in rows if row.winner == name)
             paid = sum(m for (_, to), m in history.paid.items() if to == node.node_id)
+            paid += history.paid_by_slash[node.node_id]
             if node.is_honest and node.process == 1 and paid < owed:
                 what = f"{name} was paid {paid}, its receipts say {owed}"
                 raise BrokenPromiseError("what is owed is paid", what)
