@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from iemas.client._aio import AsyncClient
+    from iemas.client._delivery import UnconfirmedTransactionWarning
     from iemas.client._options import BidOptions
     from iemas.client._sync import Client
     from iemas.client._trust_store import TrustFileWarning
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         ProviderBusyError,
         ProviderFailedError,
         TrustExpiredError,
+        UnconfirmedTransactionError,
         UnknownAccountError,
         UnknownTransactionError,
         UnmatchedError,
@@ -62,6 +64,7 @@ _ERRORS = (
     "ProviderBusyError",
     "ProviderFailedError",
     "TrustExpiredError",
+    "UnconfirmedTransactionError",
     "UnknownAccountError",
     "UnknownTransactionError",
     "UnmatchedError",
@@ -78,6 +81,7 @@ _EXPORTS = {
     "Identity": "iemas.core.identity",
     "Prices": "iemas.core.types",
     "TrustFileWarning": "iemas.client._trust_store",
+    "UnconfirmedTransactionWarning": "iemas.client._delivery",
     **dict.fromkeys(_ERRORS, "iemas.core.errors"),
 }
 
@@ -103,6 +107,8 @@ __all__ = [
     "ProviderFailedError",
     "TrustExpiredError",
     "TrustFileWarning",
+    "UnconfirmedTransactionError",
+    "UnconfirmedTransactionWarning",
     "UnknownAccountError",
     "UnknownTransactionError",
     "UnmatchedError",

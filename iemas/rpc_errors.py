@@ -76,6 +76,7 @@ _NOT_ABOUT_THE_CALL = (
     errors.RemoteProtocolError,
     errors.LedgerForkError,
     errors.TrustExpiredError,
+    errors.UnconfirmedTransactionError,
     errors.UnverifiedAnswerError,
 )
 _MAX_TEXT = 1024

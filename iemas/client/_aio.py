@@ -153,7 +153,11 @@ class AsyncClient:
     async def transfer(self, to: str | bytes, amount_micros: int) -> TransactionReceipt:
         """Transfer available money to another account, and wait until it is recorded.
 
-        Raises: InsufficientBalanceError, BadRequestError, APIConnectionError, APITimeoutError.
+        Where the market stands still it waits for a minute, and then raises
+        UnconfirmedTransactionError: the transaction may still be recorded, so look its id up
+        (`get_transaction`) before you transfer again.
+        Raises: InsufficientBalanceError, BadRequestError, APIConnectionError,
+            UnconfirmedTransactionError.
 
         Example:
             >>> async def pay(client, friend):

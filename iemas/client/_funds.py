@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from iemas import wire
 from iemas.client._channel import Channel
+from iemas.client._delivery import Delivery
 from iemas.client._light import LightClient, ProvenTables
 from iemas.client._network import ASK_SECONDS, Network
 from iemas.client._refusals import describe_refusal
@@ -27,7 +27,6 @@ from iemas.core.types import AccountId
 from iemas.ledger.transaction import ResultCode, Transaction, TransactionBody
 from iemas.v1 import market_service_pb2 as pb
 
-SUBMIT_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.25
 NONCE_ATTEMPTS: Final = 3
 
@@ -135,22 +134,25 @@ class Funds:
         """Sign a transaction under the account's next nonce and have it recorded.
 
         Where another transaction of the key took the nonce (a node uses its own key too), this one
-        can never be applied, so it is signed anew, a few times.
+        can never be applied, so it is signed anew, a few times; never if a node failed to say what
+        became of it.
 
         Raises: InsufficientBalanceError, NonceMismatchError, APIStatusError with the ledger's
             `code`; UnknownAccountError if the ledger does not know the account;
-            APIConnectionError, APITimeoutError (then its fate is unknown).
+            APIConnectionError if nothing was sent; UnconfirmedTransactionError if its fate is
+            unknown.
         """
         async with self._submitting:
             for attempt in range(1, NONCE_ATTEMPTS + 1):
+                delivery = await self._sign(body)
                 try:
-                    return await self._submit(body)
+                    return await self._record(delivery)
                 except NonceMismatchError:
-                    if attempt == NONCE_ATTEMPTS:
+                    if attempt == NONCE_ATTEMPTS or delivery.attempts > 1:
                         raise
         raise InternalError("a transaction was neither recorded nor refused")
 
-    async def _submit(self, body: TransactionBody) -> TransactionReceipt:
+    async def _sign(self, body: TransactionBody) -> Delivery:
         account = self._channel.account
         known = await self._get_account(account)
         if not known.exists:
@@ -160,12 +162,12 @@ class Funds:
                 account=account,
             )
         signed = self._channel.signer.sign(Transaction(account, known.nonce + 1, body))
-        request = pb.SubmitTransactionRequest(transaction=wire.to_proto(signed.envelope))
-        response: pb.SubmitTransactionResponse = await self._network.ask(
-            lambda stub: stub.SubmitTransaction(request, timeout=SUBMIT_SECONDS)
-        )
-        code = ResultCode(response.code)
-        if code is not ResultCode.OK:
-            raise describe_refusal(body, code, response.detail)
-        self._recorded_height = max(self._recorded_height, response.height)
-        return TransactionReceipt(signed.hash.hex(), response.height)
+        return Delivery(self._network, self.light, signed)
+
+    async def _record(self, delivery: Delivery) -> TransactionReceipt:
+        recorded = await delivery.run()
+        signed = delivery.signed
+        if recorded.code is not ResultCode.OK:
+            raise describe_refusal(signed.message.body, recorded.code, recorded.detail)
+        self._recorded_height = max(self._recorded_height, recorded.height)
+        return TransactionReceipt(signed.hash.hex(), recorded.height)

@@ -45,7 +45,7 @@ Call = Callable[[Any], Awaitable[T]]
 ASK_SECONDS = 5.0
 JOIN_SECONDS = 10.0
 WARM_CHANNELS = 16
-_NODE_AT_FAULT = frozenset({"INTERNAL", "UNKNOWN", "UNIMPLEMENTED"})
+NODE_AT_FAULT = frozenset({"INTERNAL", "UNKNOWN", "UNIMPLEMENTED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Network:
 
         Raises: the last node's error if none answers; APIConnectionError if none is known.
         """
-        order = sorted(self._preferred, key=lambda node: (node == avoid, node in self._failed))
+        order = self.list_ranked(avoid=avoid)
         failure: IemasError | None = None
         for node_id in order:
             try:
@@ -144,7 +144,7 @@ class Network:
             except (APIConnectionError, QuorumUnavailableError) as error:
                 failure = error
             except APIStatusError as error:
-                if getattr(error, "status_code", "") not in _NODE_AT_FAULT:
+                if getattr(error, "status_code", "") not in NODE_AT_FAULT:
                     raise
                 failure = error
             else:
@@ -174,6 +174,10 @@ class Network:
     def list_preferred(self) -> tuple[NodeId, ...]:
         """List the known nodes, the one that answered last first."""
         return tuple(self._preferred)
+
+    def list_ranked(self, *, avoid: NodeId | None = None) -> list[NodeId]:
+        """List the known nodes as they should be asked: those that failed last, then `avoid`."""
+        return sorted(self._preferred, key=lambda node: (node == avoid, node in self._failed))
 
     # --- connections -------------------------------------------------------------------------
 

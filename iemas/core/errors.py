@@ -208,6 +208,12 @@ class APITimeoutError(APIConnectionError):
     """The market did not answer within the deadline."""
 
 
+class UnconfirmedTransactionError(APITimeoutError):
+    """A transaction was sent and its fate is unknown; look `transaction` up before repeating it."""
+
+    retryable = False
+
+
 class UnverifiedAnswerError(APIError):
     """No node proved what was asked; `field` names what did not hold."""
 

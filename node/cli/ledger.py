@@ -15,7 +15,15 @@ import typer
 
 from iemas.client import AsyncClient
 from iemas.client._types import RecordedTransaction, TransactionReceipt
-from iemas.core.errors import APIStatusError, ConfigurationError, MalformedMessageError
+from iemas.core.errors import (
+    APIConnectionError,
+    APIStatusError,
+    ConfigurationError,
+    MalformedMessageError,
+    UnconfirmedTransactionError,
+    UnknownTransactionError,
+    UnverifiedAnswerError,
+)
 from iemas.core.params import MarketParams
 from iemas.ledger.rules.governance import CHANGEABLE_PARAMETERS
 from node.cli.access import (
@@ -342,7 +350,7 @@ def _record(access: Access, act: Act, says: str, *, wait: bool, as_json: bool) -
         async with access.connect() as client:
             receipt = await act(client)
             if wait:
-                await client.get_transaction(receipt)
+                await _prove(client, receipt)
             return receipt, wait
 
     try:
@@ -358,3 +366,17 @@ def _record(access: Access, act: Act, says: str, *, wait: bool, as_json: bool) -
     how = "proven by the validators' signatures" if is_proven else "as one node says"
     console.print(f"{says}: in block {receipt.height}, {how}", highlight=False, soft_wrap=True)
     console.print(f"[dim]transaction {receipt.id}[/dim]", highlight=False, soft_wrap=True)
+
+
+async def _prove(client: AsyncClient, receipt: TransactionReceipt) -> None:
+    """Wait for the proof. Raises: UnconfirmedTransactionError if no node gives one."""
+    try:
+        await client.get_transaction(receipt)
+    except (APIConnectionError, UnknownTransactionError, UnverifiedAnswerError) as error:
+        raise UnconfirmedTransactionError(
+            f"transaction {receipt.id} is in block {receipt.height}, as one node says, and no node "
+            f"proves it ({error}). Look with `iemas transaction {receipt.id}` before you repeat "
+            "it, as that makes another transaction and both may be applied",
+            code="unconfirmed",
+            transaction=receipt.id,
+        ) from error

@@ -154,7 +154,8 @@ class MarketServicer(market_service_pb2_grpc.MarketServiceServicer):
         except TimeoutError:
             raise APITimeoutError(
                 f"the transaction was not ordered within {SUBMIT_TIMEOUT_S:.0f} s; more than a "
-                "third of the validators may be down. Submitting it again is safe"
+                "third of the validators may be down. It still waits, for up to a minute: sending "
+                "the same signed bytes again is safe, signing another one is not"
             ) from None
         result, height = core.results[transaction.hash]
         return market_service_pb2.SubmitTransactionResponse(

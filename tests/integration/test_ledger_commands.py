@@ -15,7 +15,12 @@ import pytest_asyncio
 from click.testing import Result
 from typer.testing import CliRunner
 
-from iemas import IemasError
+from iemas import (
+    AsyncClient,
+    IemasError,
+    UnconfirmedTransactionError,
+    UnverifiedTransactionError,
+)
 from iemas.genesis import load_genesis, save_genesis
 from iemas.keystore import generate_key, load_key
 from node.cli.market import app
@@ -168,6 +173,21 @@ async def test_a_refusal_is_one_line_on_stderr(market: LocalMarket) -> None:
     assert (code, out) == (2, "")
     assert err.startswith("error: the market in")
     assert err.count("\n") == 1
+
+
+async def test_a_payment_that_is_not_proven_is_named_before_it_is_repeated(
+    market: LocalMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def prove(_client: AsyncClient, _receipt: Any) -> None:
+        raise UnverifiedTransactionError("its newest header is 40 s old")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncClient, "get_transaction", prove)
+        result = await invoke("transfer", "ab" * 32, "1", *get_home(market))
+    assert isinstance(result.exception, UnconfirmedTransactionError)
+    transaction = result.exception.operands["transaction"]
+    assert f"`iemas transaction {transaction}` before you repeat it" in str(result.exception)
+    assert (await run(market, "transaction", str(transaction)))["code"] == "ok"
 
 
 async def test_a_market_elsewhere_is_proven_from_its_genesis_file(

@@ -34,7 +34,7 @@ from iemas.core.auction import (
     Unmatched,
 )
 from iemas.core.envelope import Envelope, Signed, verify_signed
-from iemas.core.errors import BackendError, NotAuctioneerError
+from iemas.core.errors import APITimeoutError, BackendError, NotAuctioneerError
 from iemas.core.execution import (
     Busy,
     ChannelTotal,
@@ -99,6 +99,7 @@ class Script:
     tamper_allocation: Callable[[Allocation], Allocation] | None = None
     tamper_receipt: Callable[[Receipt], Receipt] | None = None
     submit_code: int = 1
+    swallowed: int = 0  # so many submissions are taken and not answered
 
 
 class FakeNode:
@@ -199,6 +200,7 @@ class FakeMarket:
         self.executions: list[Execution] = []
         self.cancels = 0
         self.transactions: list[Transaction] = []
+        self.submitted: list[Envelope] = []
 
     @property
     def bootstrap(self) -> list[str]:
@@ -272,6 +274,10 @@ class FakeServicer(
         signed = wire.open_envelope(Transaction, envelope)
         verify_signed(signed, self.market.chain_id, expected_signer=signed.message.account)
         self.market.transactions.append(signed.message)
+        self.market.submitted.append(signed.envelope)
+        if self.market.script.swallowed:
+            self.market.script.swallowed -= 1
+            raise APITimeoutError("the transaction was not ordered")
         self.market.nonce = signed.message.nonce
         return market_service_pb2.SubmitTransactionResponse(
             code=ledger_pb2.ResultCode.ValueType(self.market.script.submit_code), height=10

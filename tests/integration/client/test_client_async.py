@@ -13,7 +13,7 @@ import pytest_asyncio
 
 import iemas
 from iemas import AsyncClient, BidOptions, Identity
-from iemas.client import _bid_stream, _buying
+from iemas.client import _bid_stream, _buying, _delivery
 from iemas.core.errors import InvalidReceiptError
 from iemas.core.types import FinishReason, Prices, UnmatchedReason
 from iemas.ledger.transaction import FundEscrow, TransferFunds
@@ -375,6 +375,30 @@ async def test_transactions_take_the_next_nonce(client: AsyncClient, market: Any
         await client.transfer("nobody", 5)
     with pytest.raises(iemas.BadRequestError):
         await client.transfer(friend, 0)
+
+
+async def test_a_transaction_is_sent_again_as_it_was_signed(
+    client: AsyncClient, market: Any
+) -> None:
+    market.script.swallowed = 4
+    receipt = await client.transfer(market.nodes[0].node_id.hex(), 5)
+    assert receipt.height == 10
+    assert len(market.submitted) == 5
+    assert len(set(market.submitted)) == 1
+
+
+async def test_a_transaction_without_an_answer_is_named(
+    client: AsyncClient, market: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_delivery, "PATIENCE_SECONDS", 1.5)
+    market.script.swallowed = 1000
+    with pytest.raises(iemas.UnconfirmedTransactionError, match="may still be recorded") as caught:
+        await client.fund_escrow(5)
+    assert len(set(market.submitted)) == 1
+    assert caught.value.transaction == market.submitted[0].hash.hex()
+    assert (caught.value.code, caught.value.retryable) == ("unconfirmed", False)
+    assert f"`iemas transaction {caught.value.transaction}`" in str(caught.value)
+    assert "no node" not in str(caught.value)
 
 
 async def test_tokenizer_is_fetched_once_for_all_clients(

@@ -56,6 +56,15 @@ def test_sessions_reads_and_transactions(client: Client, market_in_thread: Any) 
     assert client.connect() is client
 
 
+def test_a_transaction_without_an_answer_is_sent_again_as_it_was_signed(
+    client: Client, market_in_thread: Any
+) -> None:
+    market_in_thread.script.swallowed = 2
+    client.transfer(client.account, 5)
+    assert len(market_in_thread.submitted) == 3
+    assert len(set(market_in_thread.submitted)) == 1
+
+
 def test_errors_keep_their_names(client: Client) -> None:
     with pytest.raises(iemas.BadRequestError):
         client.chat.completions.create(messages=[])
