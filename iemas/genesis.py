@@ -61,6 +61,14 @@ def save_genesis(genesis: Genesis, path: str | Path) -> bytes:
     return data
 
 
+def describe_other_chain(own: str, other: str) -> str:
+    """Say that nodes are of another chain than the genesis file at hand, and what to do."""
+    return (
+        f"this genesis file is of chain {own}, the nodes run chain {other}: take the genesis file "
+        "of this market, from someone you trust, or the address of a node of the file's chain"
+    )
+
+
 class _WrongKeyError(Exception):
     """A key of the file is wrong."""
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 import structlog
 
 from iemas import wire
-from iemas.core.errors import ConfigurationError, IemasError
+from iemas.core.errors import ConfigurationError, IemasError, InvalidSignatureError
 from iemas.core.gossip import ReportPush, SignedReport
+from iemas.genesis import describe_other_chain, load_genesis
 from iemas.rpc_errors import from_rpc_error
 from iemas.tls import Address, connect, parse_address
 from iemas.v1 import market_service_pb2, market_service_pb2_grpc
@@ -25,6 +27,7 @@ _log = structlog.get_logger(__name__)
 FETCH_TIMEOUT_S = 10.0
 RETRY_S = 1.0
 CHECK_S = 5.0
+REPEAT_S = 60.0
 
 
 async def fetch_genesis(bootstrap: Sequence[str]) -> bytes:
@@ -52,6 +55,7 @@ async def keep_joined(driver: Driver, bootstrap: Sequence[Address]) -> None:
     core = driver.core
     others = [address for address in bootstrap if address.node_id != core.node_id]
     joined: set[bytes] = set()
+    told: dict[Address, _Told] = {}
     while True:
         for address in others:
             alive = [p for p in core.membership.get_peers() if not core.membership.is_suspected(p)]
@@ -60,11 +64,47 @@ async def keep_joined(driver: Driver, bootstrap: Sequence[Address]) -> None:
             try:
                 await _join(driver, address)
             except IemasError as error:
-                _log.info("join_failed", bootstrap=str(address), reason=str(error))
+                await _tell_failure(core.chain_id, address, error, told)
             else:
                 joined.add(address.node_id)
         waiting = any(address.node_id not in joined for address in others)
         await asyncio.sleep(RETRY_S if waiting else CHECK_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What was logged last of an address that could not be joined."""
+
+    reason: str
+    at: float
+
+
+async def _tell_failure(
+    chain_id: str, address: Address, error: IemasError, told: dict[Address, _Told]
+) -> None:
+    """Log why a node could not be joined: at once if the reason is new, else once a minute.
+
+    A signature that does not hold may mean another genesis. What the other node says of its own
+    is only told to the operator, never taken over.
+    """
+    now, last = asyncio.get_running_loop().time(), told.get(address)
+    if last is not None and last.reason == str(error) and now < last.at + REPEAT_S:
+        return
+    told[address] = _Told(str(error), now)
+    other = await _ask_chain(address) if isinstance(error, InvalidSignatureError) else None
+    if other in (None, chain_id):
+        _log.info("join_failed", bootstrap=str(address), reason=str(error))
+    else:
+        reason = describe_other_chain(chain_id, other)
+        _log.warning("bootstrap_of_other_chain", bootstrap=str(address), reason=reason)
+
+
+async def _ask_chain(address: Address) -> str | None:
+    """Ask a node which chain it runs; None if it does not say."""
+    try:
+        return load_genesis(await fetch_genesis([str(address)]))[1]
+    except IemasError:
+        return None
 
 
 async def _join(driver: Driver, address: Address) -> None:

@@ -9,6 +9,7 @@ is a signed report, checked here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from iemas.core.envelope import Envelope, Signed, verify_signed
 from iemas.core.errors import (
     APIConnectionError,
     APIStatusError,
+    ConfigurationError,
     IemasError,
     InvalidInputError,
     MalformedMessageError,
@@ -32,7 +34,7 @@ from iemas.core.gossip import SignedReport
 from iemas.core.params import Genesis
 from iemas.core.report import CacheDigest, CapabilityReport, LoadReport
 from iemas.core.types import HubId, NodeId, short_id
-from iemas.genesis import load_genesis
+from iemas.genesis import describe_other_chain, load_genesis
 from iemas.rpc_errors import from_rpc_error
 from iemas.tls import Address, parse_address
 from iemas.v1 import market_service_pb2 as pb
@@ -116,7 +118,9 @@ class Network:
     async def join(self) -> None:
         """Learn the market's genesis, nodes and term from the first node that answers.
 
-        Raises: APIConnectionError, ConfigurationError.
+        Where the caller gave the genesis, nodes that run another one are passed over. The term is
+        left for later if it cannot be told now: whoever only asks does not need it.
+        Raises: APIConnectionError; ConfigurationError if the nodes run another genesis.
         """
         if self._market is not None and self._term is not None:
             return
@@ -127,9 +131,43 @@ class Network:
                 )
                 genesis, chain_id, _ = load_genesis(response.genesis_json)
                 self._market = Market(genesis, chain_id)
+            else:
+                await self._find_own_chain(self._market.chain_id)
             if self._term is None:
-                await asyncio.gather(self.refresh_reports(), self.refresh_term(None))
+                await asyncio.gather(self.refresh_reports(), self._try_refresh_term())
         await self._warm()
+
+    async def _find_own_chain(self, chain_id: str) -> None:
+        """Prefer a node that says it runs this chain.
+
+        Raises: ConfigurationError if all that answer say another, as then no signature of theirs
+            would hold; APIConnectionError if none answers.
+        """
+        order = self.list_ranked()
+        failure: IemasError | None = None
+        other = ""
+        for node_id in order:
+            try:
+                response: pb.GetMarketResponse = await self.ask_node(
+                    node_id, lambda stub: stub.GetMarket(pb.GetMarketRequest(), timeout=ASK_SECONDS)
+                )
+                _, told, _ = load_genesis(response.genesis_json)
+            except IemasError as error:
+                self._failed.add(node_id)
+                failure = error
+                continue
+            if told == chain_id:
+                self._prefer(node_id, 0)
+                return
+            self._failed.add(node_id)
+            other = told
+        if other:
+            raise ConfigurationError(describe_other_chain(chain_id, other), key="genesis")
+        raise _explain_silence(order, failure) from failure
+
+    async def _try_refresh_term(self) -> None:
+        with contextlib.suppress(APIConnectionError):
+            await self.refresh_term(None)
 
     async def ask(self, call: Call[T], *, avoid: NodeId | None = None) -> T:
         """Ask any node, the one that answered last first, those that failed last, then `avoid`.
@@ -153,10 +191,7 @@ class Network:
                     self._prefer(node_id, 0)
                 return result
             self._failed.add(node_id)
-        known = ", ".join(short_id(node_id) for node_id in order)
-        raise APIConnectionError(
-            f"no node of the market answers (tried {known}): {failure}"
-        ) from failure
+        raise _explain_silence(order, failure) from failure
 
     def _prefer(self, node_id: NodeId, place: int) -> None:
         """Move a node to a place in the order in which nodes are asked."""
@@ -340,7 +375,11 @@ class Network:
         if not response.HasField(field):  # type: ignore[arg-type]
             known = self.nodes.get(node_id)
             if known is None or known.capability is None:
-                raise MalformedMessageError(f"the {role} {short_id(node_id)} is not known there")
+                raise MalformedMessageError(
+                    f"it hears nothing of {short_id(node_id)}, the {role} of term {response.term}; "
+                    "the market may stand still, as it does while more than a third of the "
+                    "validators' stake is down"
+                )
             return known.capability
         envelope = wire.from_proto(Envelope, getattr(response, field))
         signed = wire.open_envelope(CapabilityReport, envelope)
@@ -348,6 +387,11 @@ class Network:
             raise MalformedMessageError(f"the {role}'s capability is another node's")
         self.take_capability(signed)
         return signed.message
+
+
+def _explain_silence(order: Sequence[NodeId], failure: IemasError | None) -> APIConnectionError:
+    known = ", ".join(short_id(node_id) for node_id in order)
+    return APIConnectionError(f"no node of the market answers (tried {known}): {failure}")
 
 
 def _parse_public_address(report: CapabilityReport) -> Address:

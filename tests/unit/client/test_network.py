@@ -9,10 +9,12 @@ import pytest
 
 from iemas.client._bidding import TermInfo
 from iemas.client._network import Market, Network
-from iemas.core.errors import APIConnectionError
+from iemas.core.errors import APIConnectionError, ConfigurationError
 from iemas.core.types import HubId, NodeId
+from iemas.genesis import encode_genesis
 from iemas.testing.chain import make_genesis, make_identity
 from iemas.tls import Address
+from iemas.v1 import market_service_pb2 as pb
 
 NODES = [make_identity(f"node-{number}").node_id for number in range(1, 5)]
 AUCTIONEER = NODES[3]
@@ -91,3 +93,75 @@ def test_a_node_that_does_not_answer_is_asked_last_from_then_on() -> None:
 
     asyncio.run(refresh())
     assert network.asked.count(NODES[1]) == 1
+
+
+# --- joining -------------------------------------------------------------------------------------
+
+GENESIS = encode_genesis(make_genesis())
+OTHER_GENESIS = encode_genesis(make_genesis(stake_micros=7))
+
+
+def get_chain(genesis: bytes) -> str:
+    return make_genesis().compute_chain_id(genesis)
+
+
+class JoinedNetwork(Network):
+    """A network whose nodes run the genesis that they are told to, and tell of a term."""
+
+    def __init__(self, genesis: dict[NodeId, bytes | None], own: bytes | None) -> None:
+        market = Market(make_genesis(), get_chain(own)) if own is not None else None
+        super().__init__([Address(node_id, "localhost", 1) for node_id in genesis], market)
+        self._genesis = genesis
+        self._asked: NodeId | None = None
+
+    async def ask_node(self, node_id: NodeId, call: Any) -> Any:
+        if self._genesis[node_id] is None:
+            raise APIConnectionError("dead")
+        self._asked = node_id
+        return call(self)
+
+    def GetMarket(self, _request: Any, timeout: float) -> Any:  # noqa: N802
+        genesis = self._genesis[self._asked] if self._asked is not None else None
+        return pb.GetMarketResponse(genesis_json=genesis or b"")
+
+    def ListReports(self, _request: Any, timeout: float) -> Any:  # noqa: N802
+        return pb.ListReportsResponse()
+
+    def GetTerm(self, _request: Any, timeout: float) -> Any:  # noqa: N802
+        return pb.GetTermResponse(term=7, auctioneer=AUCTIONEER)
+
+    async def _warm(self) -> None:
+        """Open no connection."""
+
+
+def test_a_genesis_of_another_chain_is_called_that() -> None:
+    network = JoinedNetwork({NODES[0]: None, NODES[1]: OTHER_GENESIS}, GENESIS)
+    own, other = get_chain(GENESIS), get_chain(OTHER_GENESIS)
+    with pytest.raises(ConfigurationError, match=f"is of chain {own}, the nodes run chain {other}"):
+        asyncio.run(network.join())
+
+
+def test_a_node_that_shows_another_genesis_is_passed_over_for_one_of_the_own_chain() -> None:
+    network = JoinedNetwork({NODES[0]: OTHER_GENESIS, NODES[1]: b"?", NODES[2]: GENESIS}, GENESIS)
+    asyncio.run(network.join())
+    assert network.list_ranked()[0] == NODES[2]
+    assert network.market.chain_id == get_chain(GENESIS)
+
+
+def test_nodes_that_are_all_dead_run_no_other_chain() -> None:
+    network = JoinedNetwork({NODES[0]: None}, GENESIS)
+    with pytest.raises(APIConnectionError, match="no node of the market answers"):
+        asyncio.run(network.join())
+
+
+def test_an_auctioneer_that_is_not_heard_of_is_missed_by_who_bids_alone() -> None:
+    network = JoinedNetwork({NODES[0]: GENESIS}, None)
+
+    async def use() -> None:
+        await network.join()
+        assert network.term is None
+        with pytest.raises(APIConnectionError) as caught:
+            await network.refresh_term(None)
+        assert "the auctioneer of term 7; the market may stand still" in str(caught.value)
+
+    asyncio.run(use())
