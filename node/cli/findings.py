@@ -68,6 +68,7 @@ def export_findings(findings: Findings) -> dict[str, Any]:
         "holds": not findings.problems,
         "problems": findings.problems,
         "chain_id": findings.chain_id,
+        "is_genesis_trusted": findings.is_genesis_trusted,
         "height": findings.height,
         "state_root": findings.state_root,
         "money_micros": findings.money_micros,

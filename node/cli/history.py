@@ -26,7 +26,7 @@ from iemas.core.envelope import Envelope, Signed
 from iemas.core.errors import APIConnectionError, IemasError, InvalidTranscriptError
 from iemas.core.params import Genesis
 from iemas.core.types import ID_BYTES, short_id
-from iemas.genesis import load_genesis
+from iemas.genesis import describe_other_chain, load_genesis
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import ResultCode, RoundRoots
@@ -57,6 +57,8 @@ class Findings:
     """What checking a market's history showed; it holds if there are no `problems`."""
 
     chain_id: str
+    is_genesis_trusted: bool = True
+    """Whether the caller had the genesis file, or a node showed it."""
     height: int = 0
     state_root: bytes = b""
     money_micros: int = 0
@@ -218,13 +220,18 @@ async def check_market(
 ) -> History:
     """Fetch and check the whole history of a market, and compare all its nodes.
 
-    `expected_genesis`: the genesis file that the caller trusts, if it has one.
+    `expected_genesis`: the genesis file that the caller trusts; without it what the first node
+    shows is replayed, which is then all that is known of which market this is.
     Raises: APIConnectionError if no node answers.
     """
-    source, genesis_bytes = await _fetch_genesis(addresses)
-    history = History(*load_genesis(genesis_bytes)[:2])
-    if expected_genesis is not None and expected_genesis != genesis_bytes:
-        history.findings.problems.append("the nodes run another genesis than the local file")
+    source, shown = await _fetch_genesis(addresses)
+    trusted = shown if expected_genesis is None else expected_genesis
+    history = History(*load_genesis(trusted)[:2])
+    history.findings.is_genesis_trusted = expected_genesis is not None
+    if shown != trusted:
+        other = load_genesis(shown)[1]
+        problem = describe_other_chain(history.findings.chain_id, other)
+        history.findings.problems.append(problem)
     source, blocks = await _fetch_whole_chain([source, *addresses])
     for address in addresses:
         tell(f"fetching rounds from {address.target}")

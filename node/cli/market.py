@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from iemas.client import BidOptions
 from iemas.core.errors import BadRequestError, ConfigurationError
+from iemas.genesis import load_genesis
 from iemas.tls import parse_address
 from node.cli.access import (
     DEFAULT_NAME,
@@ -31,6 +32,9 @@ from node.cli.local import market_app
 from node.cli.progress import show_progress
 from node.cli.views import fetch_nodes, print_json, render_nodes
 from node.local_market.plan import CUSTOMER
+
+if TYPE_CHECKING:
+    from node.cli.history import Findings
 
 EXAMPLES = """
 
@@ -200,12 +204,14 @@ def verify(
     name: NameOption = DEFAULT_NAME,
     home: HomeOption = None,
     market: MarketOption = None,
+    genesis: GenesisOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a market's whole history yourself, believing no node.
 
     Replays every block from genesis, re-checks every round from its transcript, and compares
-    every node's state root. The exit code is 1 if anything is wrong.
+    every node's state root. Which market it is, its genesis file says: give it with --market. The
+    exit code is 1 if anything is wrong.
     """
     if which is None and not everything:
         raise ConfigurationError("say what to verify: --all, or a round as TERM:ROUND")
@@ -213,8 +219,8 @@ def verify(
     from node.cli.findings import export_findings, render_findings, render_round  # noqa: PLC0415
     from node.cli.history import History, check_market  # noqa: PLC0415
 
-    access = find_access(name=name, home=home, market=market, pays=False)
-    expected = access.home.genesis_file.read_bytes() if access.home is not None else None
+    access = find_access(name=name, home=home, market=market, genesis=genesis, pays=False)
+    expected = load_genesis(access.genesis)[2] if access.genesis is not None else None
 
     async def run() -> History:
         async with access.connect() as client:
@@ -229,16 +235,24 @@ def verify(
         console.print(render_round(history, which, access.names))
     else:
         console.print(render_findings(history.findings, access.names))
-    _conclude(history.findings.problems, quiet=as_json)
+    _conclude(history.findings, quiet=as_json)
 
 
-def _conclude(problems: list[str], *, quiet: bool) -> None:
+def _conclude(findings: Findings, *, quiet: bool) -> None:
     if not quiet:
-        for problem in problems:
+        for problem in findings.problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)
-        if not problems:
+        if not findings.problems:
             console.print("[green]everything holds[/green]")
-    if problems:
+        if not findings.is_genesis_trusted:
+            console.print(
+                f"[yellow]from the genesis of chain {findings.chain_id}, which the node itself "
+                "showed:[/yellow] compare the chain's name with someone you trust, or give the "
+                "genesis file (--genesis FILE)",
+                highlight=False,
+                soft_wrap=True,
+            )
+    if findings.problems:
         raise typer.Exit(1)
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from iemas import (
     AsyncClient,
+    ConfigurationError,
     IemasError,
     UnconfirmedTransactionError,
     UnverifiedTransactionError,
@@ -193,6 +194,7 @@ async def test_a_payment_that_is_not_proven_is_named_before_it_is_repeated(
 async def test_a_market_elsewhere_is_proven_from_its_genesis_file(
     market: LocalMarket, tmp_path: Path
 ) -> None:
+    key = str(market.customer_key)
     genesis = ("--genesis", str(market.home.genesis_file))
     result = await invoke("validators", "--market", market.bootstrap[0], *genesis)
     assert result.exit_code == 0
@@ -200,8 +202,28 @@ async def test_a_market_elsewhere_is_proven_from_its_genesis_file(
     other = load_genesis(market.home.genesis_file)[0]
     save_genesis(replace(other, time_ms=other.time_ms + 1), tmp_path / "genesis.json")
     genesis = ("--genesis", str(tmp_path / "genesis.json"))
-    result = await invoke("validators", "--market", market.bootstrap[0], *genesis)
-    assert isinstance(result.exception, IemasError)
+    for command in (["validators"], ["balance", "--verify", "--key", key], ["verify", "--all"]):
+        result = await invoke(*command, "--market", market.bootstrap[0], *genesis)
+        assert isinstance(result.exception, ConfigurationError), command
+        assert "this genesis file is of chain ledger-" in str(result.exception)
+
+
+async def test_a_history_is_checked_from_a_genesis_that_the_caller_has_or_is_told_of(
+    market: LocalMarket,
+) -> None:
+    elsewhere = ("verify", "--all", "--market", market.bootstrap[0])
+    _, chain_id, _ = load_genesis(market.home.genesis_file)
+    result = await invoke(*elsewhere)
+    assert result.exit_code == 0, result.stdout
+    assert f"from the genesis of chain {chain_id}, which the node itself showed" in result.stdout
+    assert "--genesis FILE" in result.stdout
+    assert not json.loads((await invoke(*elsewhere, "--json")).stdout)["is_genesis_trusted"]
+    genesis = ("--genesis", str(market.home.genesis_file))
+    for given in ((*elsewhere, *genesis), ("verify", "--all", *get_home(market))):
+        result = await invoke(*given)
+        assert result.exit_code == 0, result.stdout
+        assert "everything holds" in result.stdout
+        assert "showed" not in result.stdout
 
 
 async def test_what_was_verified_is_kept_in_the_markets_folder(market: LocalMarket) -> None:
