@@ -144,7 +144,7 @@ class Delivery:
 
     def _advise(self) -> str:
         return (
-            "It may still be recorded within a minute: look with "
+            "It may still be recorded within a minute or two: look with "
             f"`iemas transaction {self.signed.hash.hex()}` before you repeat it, as that makes "
             "another transaction and both may be applied"
         )

@@ -384,7 +384,9 @@ def _rank(error: IemasError) -> int:
         return 1
     if "part" in error.operands:
         return 2
-    return {APIConnectionError: 0, UnknownTransactionError: 1}.get(type(error), 2)
+    if isinstance(error, APIConnectionError):
+        return 0
+    return 1 if isinstance(error, UnknownTransactionError) else 2
 
 
 def _explain(failures: Sequence[IemasError], error_type: type[UnverifiedAnswerError]) -> IemasError:

@@ -336,7 +336,11 @@ def transaction(
         async with access.connect() as client:
             return await client.get_transaction(transaction_id)
 
-    recorded = run_async(run())
+    try:
+        recorded = run_async(run())
+    except UnknownTransactionError as error:
+        hint = "one that was sent in the last minutes may still wait to be recorded: look again"
+        raise UnknownTransactionError(f"{error}; {hint}", **error.operands) from error
     if as_json:
         print_json(export(recorded))
     else:

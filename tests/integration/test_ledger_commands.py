@@ -158,7 +158,7 @@ async def test_a_refusal_names_the_fix(market: LocalMarket, tmp_path: Path) -> N
         (["escrow", "withdraw", "500"], "what open terms may still settle stays in escrow"),
         (["transfer", friend, "5000"], "take less, or have money transferred"),
         (["transfer", "friend", "5"], "64 hex digits"),
-        (["transaction", os.urandom(32).hex()], "has no transaction"),
+        (["transaction", os.urandom(32).hex()], "may still wait to be recorded: look again"),
         (["transaction", "12"], "64 hex digits"),
         (["stake", "5", *elsewhere], "--market needs --key FILE"),
         (["validators", *elsewhere, "--genesis", str(tmp_path / "none.json")], "none.json"),

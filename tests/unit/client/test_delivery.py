@@ -125,7 +125,7 @@ def test_a_fate_that_nobody_tells_is_named(answers: list[Any]) -> None:
     transaction = SIGNED.hash.hex()
     assert caught.value.operands["transaction"] == transaction
     assert f"`iemas transaction {transaction}` before you repeat it" in str(caught.value)
-    assert "may still be recorded within a minute" in str(caught.value)
+    assert "may still be recorded within a minute or two" in str(caught.value)
     assert not caught.value.retryable
     assert len(network.sent) == 1
     assert set(network.asked) == set(NODES)
