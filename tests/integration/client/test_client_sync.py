@@ -59,9 +59,9 @@ def test_sessions_reads_and_transactions(client: Client, market_in_thread: Any) 
 def test_a_transaction_without_an_answer_is_sent_again_as_it_was_signed(
     client: Client, market_in_thread: Any
 ) -> None:
-    market_in_thread.script.swallowed = 2
+    market_in_thread.script.swallowed = 4
     client.transfer(client.account, 5)
-    assert len(market_in_thread.submitted) == 3
+    assert len(market_in_thread.submitted) == 5
     assert len(set(market_in_thread.submitted)) == 1
 
 
