@@ -144,6 +144,10 @@ def find_access(
 
 def _load_node(folder: MarketHome, node: str) -> Identity:
     path = folder.get_node_key(node)
+    data_dir = folder.get_data_dir(node)
+    ran = data_dir.parent == folder.path and (data_dir / "node.db").exists()
+    if ran and not path.exists():
+        raise folder.describe_lost_key(path)
     if path.parent != folder.get_node_key("").parent or not path.exists():
         known = [p.stem for p in sorted(path.parent.glob("*.pem")) if "account-" not in p.stem]
         raise ConfigurationError(
@@ -154,6 +158,8 @@ def _load_node(folder: MarketHome, node: str) -> Identity:
 
 def _load_account(folder: MarketHome, account: str) -> Identity:
     path = folder.get_account_key(account)
+    if account == CUSTOMER and not path.exists():  # every market begins with this one
+        raise folder.describe_lost_key(path)
     if not path.exists():
         known = sorted(p.stem.removeprefix("account-") for p in path.parent.glob("account-*.pem"))
         raise ConfigurationError(

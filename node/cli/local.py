@@ -151,6 +151,7 @@ def _make_plan(
     torch_index: str | None,
 ) -> MarketPlan:
     """Make the plan that the flags ask for, or take the kept one where they say nothing."""
+    folder.check_folder()
     kept = folder.load_kept_plan() if folder.exists else None
     if not backends:
         if kept is None:
@@ -255,7 +256,7 @@ def market_down(
     name: NameOption = DEFAULT_NAME,
     home: HomeOption = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete its folder too: keys, ledger, money.")
+        bool, typer.Option("--delete", help="Delete what it made too: keys, ledger, money.")
     ] = False,
 ) -> None:
     """Stop a local market, however it was started."""
@@ -265,5 +266,8 @@ def market_down(
             count = stop_market(folder, tell)
         console.print(f"stopped {count} processes")
     if delete:
-        delete_home(folder)
-        console.print(f"deleted {folder.path}")
+        left = delete_home(folder)
+        stays = (
+            f"; {', '.join(path.name for path in left)} stays: no market made it" if left else ""
+        )
+        console.print(f"deleted the market in {folder.path}{stays}", highlight=False, markup=False)

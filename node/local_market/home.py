@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,21 @@ from iemas.keystore import generate_key, load_key
 from node.local_market.plan import MarketPlan, load_plan, parse_params
 
 LOCK_FILE: Final = "market.lock"
+SUPERVISOR_LOG: Final = "supervisor.log"
+_NODE = r"(node|validator)-\d+"
+_FOLDERS = re.compile(rf"keys|trusted|tokenizer|{_NODE}")
+_FILES = re.compile(
+    r"(genesis|plan|market)\.json|market\.(lock|tmp)|supervisor\.log|(backend|vllm)-\d+\.log"
+    r"|\.plan\.json-\w+"
+    rf"|keys/({_NODE}|account-[^/]+)\.pem"
+    r"|trusted/([0-9a-f]{64}|\.[0-9a-f]{32}-\w+)"
+    r"|tokenizer/(tokenizer|tokenizer_config)\.json|tokenizer/chat_template\.jinja"
+    rf"|{_NODE}/(node\.(log|db(-wal|-shm|-journal|\.lock)?)|ready\.(json|tmp))"
+    rf"|{_NODE}/(genesis\.json|\.genesis\.json-\w+)"
+    rf"|{_NODE}\.(toml|address|public)"
+)
+"""All that a market, or what `node.local_market.compose` prepares, writes into its folder."""
+
 STAKE_MICROS: Final = 100 * MICROS_PER_CREDIT
 
 
@@ -128,6 +144,56 @@ class MarketHome:
         """Give a customer's key file."""
         return self.path / "keys" / f"account-{account}.pem"
 
+    # --- whose folder it is ----------------------------------------------------------------------
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something else, or a market that lost its genesis.
+
+        Raises: ConfigurationError that names the fix; OSError if the folder cannot be read.
+        """
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        foreign = [name for name in names if not _FILES.fullmatch(name)]
+        foreign = [name for name in foreign if not _FOLDERS.fullmatch(name)]
+        # A detached start that failed at once leaves its log alone.
+        is_market = not foreign and self.genesis_file.name in names
+        if not (LOCK_FILE in names or is_market or names in ([], [SUPERVISOR_LOG])):
+            raise ConfigurationError(
+                f"{self.path} holds other files ({', '.join((foreign or names)[:3])}) and no "
+                "market: name a new or empty folder with --home",
+                home=self.path,
+            )
+        self._check_genesis_is_there()
+
+    def _check_genesis_is_there(self) -> None:
+        """Refuse to begin another chain beside the ledgers of one."""
+        ledgers = sorted(self.path.glob("*/node.db"))
+        if self.exists or not ledgers:
+            return
+        copies = [path for ledger in ledgers if (path := ledger.with_name("genesis.json")).exists()]
+        fix = f"run `cp {copies[0]} {self.genesis_file}`" if copies else "restore it from a copy"
+        raise ConfigurationError(
+            f"{self.genesis_file} is missing, but {ledgers[0]} is a ledger of this market, and "
+            f"with another genesis it would be another chain: {fix}",
+            home=self.path,
+        )
+
+    def delete(self) -> list[Path]:
+        """Delete what a market makes, and the folders that are empty then; give what stays.
+
+        Raises: OSError.
+        """
+        folders = [one for one in sorted(self.path.iterdir()) if _FOLDERS.fullmatch(one.name)]
+        folders = [one for one in folders if one.is_dir() and not one.is_symlink()]
+        files = [path for folder in (*folders, self.path) for path in sorted(folder.iterdir())]
+        # The lock goes last: what was cut short is still a market's folder.
+        for path in sorted(files, key=lambda path: path == self._lock_file):
+            if _FILES.fullmatch(path.relative_to(self.path).as_posix()) and not path.is_dir():
+                path.unlink()
+        for folder in (*folders, self.path):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        return sorted(self.path.iterdir()) if self.path.exists() else []
+
     # --- creation ------------------------------------------------------------------------------
 
     def create(self, plan: MarketPlan, model: str) -> Genesis:
@@ -140,6 +206,7 @@ class MarketHome:
             genesis, _, _ = load_genesis(self.genesis_file)
             self._check(genesis, plan, model)
             return genesis
+        self._check_genesis_is_there()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         genesis = self._make_genesis(plan, model)
         save_genesis(genesis, self.genesis_file)
@@ -180,21 +247,47 @@ class MarketHome:
                 f"{fix}",
                 model=model,
             )
-        known = [name for name in plan.names if self.get_node_key(name).exists()]
-        if known != plan.names or len(genesis.validators) != len(plan.names):
+        missing = [name for name in plan.names if not self.get_node_key(name).exists()]
+        keys = [path.stem for path in self.get_node_key("").parent.glob("*.pem")]
+        others = [name for name in keys if re.fullmatch(_NODE, name) and name not in plan.names]
+        if len(genesis.validators) != len(plan.names) or (missing and others):
             raise ConfigurationError(
                 f"the market in {self.path} was created with other nodes than "
                 f"{', '.join(plan.names)}: {fix}"
             )
+        for name in missing:
+            raise self.describe_lost_key(self.get_node_key(name))
+        for name, validator in zip(plan.names, genesis.validators, strict=True):
+            if load_key(self.get_node_key(name)).node_id != validator.node_id:
+                raise ConfigurationError(
+                    f"{self.get_node_key(name)} is not the key that {self.genesis_file} names for "
+                    f"{name}: restore that key from a copy"
+                )
+        for name in plan.accounts:
+            if not self.get_account_key(name).exists():
+                raise self.describe_lost_key(self.get_account_key(name))
         if plan.params and genesis.params != parse_params(plan.params):
             raise ConfigurationError(
                 f"the parameters of the market in {self.path} were fixed when it was created: {fix}"
             )
 
+    @staticmethod
+    def describe_lost_key(path: Path) -> ConfigurationError:
+        """Say that a key of this market is gone: no new one can stand in for it."""
+        return ConfigurationError(
+            f"the key file {path} is missing, and its node or account cannot act without it: "
+            "restore the file from a copy; what it owns is lost only with it",
+            path=path,
+        )
+
     # --- who runs it ---------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Become the supervisor. Raises: ConfigurationError if the market runs already."""
+        """Become the supervisor.
+
+        Raises: ConfigurationError if the market runs already, or as `check_folder`.
+        """
+        self.check_folder()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

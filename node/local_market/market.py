@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -319,18 +318,18 @@ class LocalMarket:
         )
 
 
-def delete_home(home: MarketHome) -> None:
-    """Delete a market's folder with its keys and ledger.
+def delete_home(home: MarketHome) -> list[Path]:
+    """Delete a market's keys, ledger and logs; give what stays in its folder, as it is not its own.
 
     Raises: ConfigurationError if it runs, or if the folder is no market's.
     """
     if home.is_held():
         raise ConfigurationError("stop the market first: `iemas market down`")
     if not home.path.exists():
-        return
+        return []
     if not (home.path / LOCK_FILE).exists():
         raise ConfigurationError(f"{home.path} is no market's folder; it was left as it is")
-    shutil.rmtree(home.path)
+    return home.delete()
 
 
 def _read_ready_file(path: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ import msgspec
 
 from iemas.core.errors import ConfigurationError, IemasError
 from node.local_market.backends import Progress
-from node.local_market.home import MarketHome, MarketState, ProcessRecord, is_alive
+from node.local_market.home import SUPERVISOR_LOG, MarketHome, MarketState, ProcessRecord, is_alive
 from node.local_market.market import LocalMarket
 from node.local_market.plan import MarketPlan
 from node.local_market.restarts import Restarts
@@ -111,8 +111,9 @@ def start_detached(home: MarketHome, plan: MarketPlan, progress: Progress) -> Ma
             f"the market in {home.path} runs already: see `iemas market status`, stop it with "
             "`iemas market down`, or take another --name"
         )
+    home.check_folder()
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = home.path / "supervisor.log"
+    log = home.path / SUPERVISOR_LOG
     log.unlink(missing_ok=True)
     text = msgspec.json.encode(plan).decode()
     command = [sys.executable, "-m", "node.local_market.supervise", str(home.path), text]

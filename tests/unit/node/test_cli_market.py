@@ -7,7 +7,8 @@ import pytest
 
 from iemas.core.errors import BadRequestError, ConfigurationError
 from iemas.core.params import MarketParams
-from iemas.keystore import load_key
+from iemas.keystore import generate_key, load_key
+from iemas.testing.tokenizer import build_byte_tokenizer
 from node.cli.access import find_access, find_home
 from node.cli.conversation import require_prompt
 from node.cli.local import _make_plan
@@ -15,6 +16,7 @@ from node.local_market import BackendAddress, Funds, MarketHome, MarketPlan, Mar
 from node.local_market.home import get_start_ticks, is_alive, make_record
 from node.local_market.market import delete_home
 from node.local_market.plan import CUSTOMER, load_plan, parse_assignments, parse_params, save_plan
+from node.local_market.supervise import start_detached
 
 
 def make_plan(folder: MarketHome, **changes: object) -> MarketPlan:
@@ -191,9 +193,100 @@ def test_only_a_markets_folder_is_deleted(tmp_path: Path, home: MarketHome) -> N
     with pytest.raises(ConfigurationError, match="stop the market first"):
         delete_home(MarketHome(home.path))
     home.release()
-    delete_home(home)
+    assert delete_home(home) == []
     assert not home.path.exists()
     assert (tmp_path / "precious").exists()
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_with_other_files_is_not_made_a_market(home: MarketHome) -> None:
+    make_files(home.path, "thesis.tex", "genesis.json")
+    with pytest.raises(ConfigurationError, match=r"thesis\.tex.*empty folder with --home"):
+        home.acquire()
+    with pytest.raises(ConfigurationError, match=r"thesis\.tex"):
+        start_detached(home, MarketPlan(), str)
+    with pytest.raises(ConfigurationError, match=r"thesis\.tex"):
+        make_plan(home, backends=["simulated"])
+    assert sorted(path.name for path in home.path.iterdir()) == ["genesis.json", "thesis.tex"]
+
+
+@pytest.mark.parametrize("names", [(), ("supervisor.log",), ("market.lock", "notes.txt")])
+def test_a_folder_of_a_market_is_taken_again(home: MarketHome, names: tuple[str, ...]) -> None:
+    make_files(home.path, *names)
+    home.acquire()
+    home.release()
+
+
+def test_only_what_a_market_made_is_deleted(home: MarketHome) -> None:
+    home.acquire()
+    home.create(MarketPlan(nodes=2), "model")
+    home.release()
+    made = ["plan.json", "market.tmp", "supervisor.log", "backend-1.log", "vllm-2.log"]
+    made += ["node-1/node.db", "node-1/node.db-wal", "node-1/node.db.lock", "node-1/node.log"]
+    made += ["node-1/genesis.json", "validator-1/ready.json", f"trusted/{'ab' * 32}"]
+    made += [f"tokenizer/{name}" for name in build_byte_tokenizer()]
+    users = ["keys/backup.pem", "node-1/why.txt", "thesis.tex", "src/node.db", "node-1.py"]
+    make_files(home.path, *made, *users)
+    (home.path / "validator-2").symlink_to(home.path / "src")
+    assert [path.name for path in delete_home(home)] == [
+        "keys", "node-1", "node-1.py", "src", "thesis.tex", "validator-2",
+    ]  # fmt: skip
+    left = [path for path in home.path.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(home.path)) for path in left) == sorted(users)
+
+
+# --- what was lost -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["node-2", "validator-1", "account-customer"])
+def test_a_lost_key_is_named_and_to_be_restored(home: MarketHome, name: str) -> None:
+    plan = MarketPlan(nodes=2)
+    home.create(plan, "model")
+    path = home.get_node_key(name)
+    path.unlink()
+    with pytest.raises(ConfigurationError, match=f"{path} is missing.*restore") as caught:
+        home.create(plan, "model")
+    assert "--delete" not in str(caught.value)
+
+
+def test_a_key_that_is_not_the_nodes_is_named(home: MarketHome) -> None:
+    home.create(MarketPlan(), "model")
+    home.get_node_key("node-1").replace(home.get_node_key("node-2"))
+    generate_key(home.get_node_key("node-1"))
+    with pytest.raises(ConfigurationError, match=r"node-1\.pem is not the key that"):
+        home.create(MarketPlan(), "model")
+
+
+@pytest.mark.parametrize("options", [{}, {"node": "node-1"}])
+def test_a_command_names_the_key_that_it_lacks(home: MarketHome, options: dict[str, str]) -> None:
+    home.acquire()
+    record = make_record("supervisor", "supervisor", os.getpid())
+    home.write_state(MarketState("m", "label", "model", "simulated", 0, record))
+    make_files(home.path, "node-1/node.db")
+    with pytest.raises(ConfigurationError, match=r"1\.pem is missing|customer\.pem is missing"):
+        find_access(home=home.path, **options)  # type: ignore[arg-type]
+    home.release()
+
+
+def test_a_lost_genesis_is_not_replaced_by_another(home: MarketHome) -> None:
+    home.acquire()
+    home.create(MarketPlan(), "model")
+    make_files(home.path, "node-2/node.db", "node-2/genesis.json")
+    home.release()
+    home.genesis_file.unlink()
+    copy = home.get_data_dir("node-2") / "genesis.json"
+    for refuse in (home.acquire, lambda: home.create(MarketPlan(), "m"), lambda: make_plan(home)):
+        with pytest.raises(ConfigurationError, match=f"cp {copy} {home.genesis_file}"):
+            refuse()
+    copy.unlink()
+    with pytest.raises(ConfigurationError, match="restore it from a copy"):
+        home.acquire()
+    assert not home.genesis_file.exists()
 
 
 # --- access --------------------------------------------------------------------------------------
