@@ -109,7 +109,8 @@ async def _open_parts(settings: NodeSettings, stack: AsyncExitStack) -> _Parts:
     certificates = NodeCertificates(load_key(settings.key_file))
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     genesis, chain_id, genesis_bytes = await _find_genesis(settings)
-    storage = Storage(settings.data_dir / "node.db", chain_id=chain_id)
+    node_id = certificates.identity.node_id
+    storage = Storage(settings.data_dir / "node.db", chain_id=chain_id, node_id=node_id)
     stack.callback(storage.close)
     selling = await _open_backend(settings, genesis)
     if selling.backend is not None:

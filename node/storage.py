@@ -33,6 +33,8 @@ from iemas.consensus.snapshots import KeptSnapshot, choose_snapshot
 from iemas.core.envelope import Signed
 from iemas.core.errors import ConfigurationError, InvalidInputError
 from iemas.core.ready import Record, RecordKind
+from iemas.core.types import NodeId
+from iemas.files import explain_os_error
 from iemas.ledger.snapshot import Snapshot
 from iemas.ledger.transfer import LedgerAccount, Transfer
 
@@ -41,6 +43,18 @@ T = TypeVar("T")
 SCHEMA_VERSION = 5
 
 BLOCKS_PAGE = 64
+
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_ERROR,  # tables are missing
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
+"""What SQLite says of the content; all else is of the disk, the folder, other programs."""
 
 _SUM_MODULUS = 2**128
 
@@ -68,15 +82,27 @@ CREATE TABLE transfers (
 """
 
 
+class UnwritableDatabaseError(sqlite3.OperationalError):
+    """The disk refused a write; the file is as it was before."""
+
+
 class Storage:
     """An open store of one node on one chain; one caller at a time.
 
-    Raises: ConfigurationError, naming the fix, if the file belongs to another chain or another
-    version of the schema, if another node has it open, or if it is no database or a damaged one.
+    Args:
+        path: the file; made if there is none.
+        chain_id: the chain whose blocks it holds.
+        node_id: the node whose file it is; None asks only to read what any node wrote.
+
+    Raises: ConfigurationError, naming the fix, if the file belongs to another chain, another node
+    or another version of the schema, if another node has it open, if it is no database or a
+    damaged one, or if its disk or folder does not let it be used.
+
     """
 
-    def __init__(self, path: str | Path, *, chain_id: str) -> None:
+    def __init__(self, path: str | Path, *, chain_id: str, node_id: NodeId | None = None) -> None:
         self._path = Path(path)
+        self._node_id = node_id
         self._sum = 0
         self._lock = _lock_file(self._path)
         try:
@@ -103,13 +129,21 @@ class Storage:
 
         A record's value of None deletes its key. When this returns, it is on disk.
 
-        Raises: sqlite3.Error if the disk is full or fails; then nothing was written.
+        Raises: sqlite3.Error if the disk is full or fails, UnwritableDatabaseError where there is a
+            fix; then nothing was written.
         """
-        with self._transaction() as connection:
-            for record in records:
-                self._write_record(connection, record)
-            for entry in journal:
-                self._post(connection, entry)
+        try:
+            with self._transaction() as connection:
+                for record in records:
+                    self._write_record(connection, record)
+                for entry in journal:
+                    self._post(connection, entry)
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise
+            raise UnwritableDatabaseError(
+                f"{self._path}: {error}; {self._get_fix(error)}"
+            ) from error
 
     def _post(self, connection: sqlite3.Connection, entry: JournalEntry) -> None:
         """Post a height's transfers once, however often it is replayed."""
@@ -188,11 +222,17 @@ class Storage:
         return int(self._get_meta("posted_height") or -1)
 
     def read_page(self, kind: RecordKind, first: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Read up to `limit` raw records in key order, from the key `first` on."""
-        rows = self._connection.execute(
-            "SELECT key, value FROM records WHERE kind = ? AND key >= ? ORDER BY key LIMIT ?",
-            (kind.value, first, limit),
-        )
+        """Read up to `limit` raw records in key order, from the key `first` on.
+
+        Raises: ConfigurationError if the file is damaged or its disk fails.
+        """
+        try:
+            rows = self._connection.execute(
+                "SELECT key, value FROM records WHERE kind = ? AND key >= ? ORDER BY key LIMIT ?",
+                (kind.value, first, limit),
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._describe(error) from error
         return [(bytes(key), bytes(value)) for key, value in rows]
 
     def read_blocks(self, from_height: int, limit: int) -> list[CommittedBlock]:
@@ -258,17 +298,14 @@ class Storage:
             )
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise ConfigurationError(
-                f"the database {self._path} cannot be opened ({error}); choose a data directory "
-                "that this user may write to"
-            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._describe(error) from error
         try:
             self._connection = connection
             self._prepare(connection, chain_id)
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise self._describe_damage(str(error)) from error
+            raise self._describe(error) from error
         except ConfigurationError:
             connection.close()
             raise
@@ -285,6 +322,7 @@ class Storage:
             self._create(connection, chain_id)
         self._check_meta(chain_id)
         self._check_sum(connection)
+        self._check_node(connection)
 
     def _create(self, connection: sqlite3.Connection, chain_id: str) -> None:
         with self._transaction():
@@ -315,6 +353,41 @@ class Storage:
                 f"{chain_id}; use that chain's genesis file, or another data directory"
             )
 
+    def _check_node(self, connection: sqlite3.Connection) -> None:
+        """Bind the file to its node: another one would vote what this one's votes forbid it."""
+        if self._node_id is None:
+            return
+        stored = self._get_meta("node_id")
+        if stored is None:
+            row = ("node_id", self._node_id.hex())
+            connection.execute("INSERT INTO meta VALUES (?, ?)", row)
+        elif stored != self._node_id.hex():
+            raise ConfigurationError(
+                f"the database {self._path} belongs to the node {stored}, the key file to "
+                f"{self._node_id.hex()}; use that node's key file, or another data directory"
+            )
+
+    def _describe(self, error: sqlite3.DatabaseError) -> ConfigurationError:
+        if _is_damage(error):
+            return self._describe_damage(str(error))
+        return ConfigurationError(
+            f"the database {self._path} cannot be read and written ({error}); "
+            f"{self._get_fix(error)}"
+        )
+
+    def _get_fix(self, error: sqlite3.DatabaseError) -> str:
+        allow = f"let this user write to {self._path.parent} and the files in it"
+        fixes = {
+            sqlite3.SQLITE_FULL: "free space on its disk",
+            sqlite3.SQLITE_BUSY: "end the program that holds it open",
+            sqlite3.SQLITE_LOCKED: "end the program that holds it open",
+            sqlite3.SQLITE_READONLY: allow,
+            sqlite3.SQLITE_PERM: allow,
+            sqlite3.SQLITE_CANTOPEN: allow,
+        }
+        fix = fixes.get(_get_code(error), f"free space on its disk, or mend it; {allow}")
+        return f"{fix}: the file is whole, leave it where it is"
+
     def _describe_damage(self, what: str) -> ConfigurationError:
         return ConfigurationError(
             f"the database {self._path} is damaged ({what}); move it away: the node fetches the "
@@ -330,10 +403,11 @@ def _lock_file(path: Path) -> int:
     try:
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigurationError(
-            f"the database {path} cannot be opened ({error.strerror}); choose a data directory "
-            "that exists and that this user may write to"
-        ) from error
+        if path.exists():
+            elsewhere = "end what holds it open; the database beside it is whole: leave it there"
+        else:
+            elsewhere = "choose a data directory that exists and that this user may write to"
+        raise explain_os_error(error, elsewhere) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -343,6 +417,16 @@ def _lock_file(path: Path) -> int:
             "data directory of its own"
         ) from error
     return lock
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Tell a fault of the file's content from one of its disk, its folder or its users."""
+    return _get_code(error) in _DAMAGE
+
+
+def _get_code(error: sqlite3.DatabaseError) -> int:
+    """Give SQLite's primary code; the module's own errors, such as of types, have none."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def _make_transfer_row(height: int, index: int, transfer: Transfer) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from iemas.ledger.transaction import FundEscrow, SettlementEntry
 from iemas.ledger.transfer import Transfer, TransferReason, get_available, get_escrow
 from iemas.testing.chain import LedgerChain, make_genesis
 from node import storage as storing
-from node.storage import SCHEMA_VERSION, Storage
+from node.storage import SCHEMA_VERSION, Storage, UnwritableDatabaseError
 
 CHAIN_ID = "chain-1"
 
@@ -287,3 +287,98 @@ def test_a_record_that_does_not_decode_is_named(storage: Storage, path: Path) ->
 
 def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "choose a data directory" in open_and_fail(tmp_path / "nowhere" / "node.db")
+
+
+# --- what is no damage ---------------------------------------------------------------------------
+
+
+def test_a_database_that_another_program_holds_is_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Storage(path, chain_id=CHAIN_ID).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **options: connect(*args, timeout=0, **options)
+    )
+    text = open_and_fail(path)
+    other.close()
+    assert f"{path} cannot be read and written (database is locked)" in text
+    assert "end the program that holds it open: the file is whole" in text
+    assert "move" not in text
+    Storage(path, chain_id=CHAIN_ID).close()
+
+
+def test_a_database_that_cannot_be_opened_is_whole(path: Path) -> None:
+    path.mkdir()
+    text = open_and_fail(path)
+    assert f"let this user write to {path.parent} and the files in it: the file is whole" in text
+    assert "move" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [
+        (sqlite3.SQLITE_FULL, "free space on its disk:"),
+        (sqlite3.SQLITE_IOERR_FSYNC, "free space on its disk, or mend it"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "let this user write to"),
+        (sqlite3.SQLITE_CANTOPEN, "let this user write to"),
+        (sqlite3.SQLITE_BUSY, "end the program"),
+    ],
+)
+def test_what_the_disk_refuses_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, fix: str
+) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("refused")
+        error.sqlite_errorcode = code
+        raise error
+
+    Storage(path, chain_id=CHAIN_ID).close()
+    monkeypatch.setattr(Storage, "_prepare", fail)
+    text = open_and_fail(path)
+    assert fix in text
+    assert "the file is whole" in text
+    assert "damaged" not in text
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_fix(storage: Storage, path: Path) -> None:
+    storage._connection.execute("PRAGMA max_page_count = 1")
+    blocks = make_blocks(LedgerChain(), 50)
+    with pytest.raises(UnwritableDatabaseError, match="full; free space on its disk") as caught:
+        write_blocks(storage, blocks)
+    assert str(path) in str(caught.value)
+    storage._connection.execute("PRAGMA max_page_count = 100000")
+    write_blocks(storage, blocks)
+    assert list(storage.iterate_blocks()) == blocks
+
+
+def test_a_read_that_fails_is_named(storage: Storage, path: Path) -> None:
+    storage._connection.set_progress_handler(lambda: 1, 1)
+    with pytest.raises(ConfigurationError, match=r"interrupted.*the file is whole"):
+        storage.load_snapshot()
+    storage._connection.set_progress_handler(None, 0)
+
+
+def test_a_lock_file_that_cannot_be_made_is_named(path: Path) -> None:
+    Storage(path, chain_id=CHAIN_ID).close()
+    Path(f"{path}.lock").unlink()
+    Path(f"{path}.lock").mkdir()
+    text = open_and_fail(path)
+    assert f"cannot use {path}.lock (Is a directory)" in text
+
+
+# --- whose it is ---------------------------------------------------------------------------------
+
+
+def test_another_nodes_database_is_refused(path: Path) -> None:
+    one, other = (LedgerChain().get_id(name) for name in ("node-1", "node-2"))
+    Storage(path, chain_id=CHAIN_ID).close()  # of a version that did not ask
+    for _ in range(2):
+        Storage(path, chain_id=CHAIN_ID, node_id=one).close()
+    with pytest.raises(ConfigurationError, match="use that node's key file") as caught:
+        Storage(path, chain_id=CHAIN_ID, node_id=other)
+    assert one.hex() in str(caught.value)
+    assert other.hex() in str(caught.value)
