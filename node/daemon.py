@@ -32,12 +32,13 @@ from iemas.core.params import Genesis
 from iemas.core.ready import RecordKind
 from iemas.core.tokenizer_bundle import compute_bundle_hash, encode_bundle
 from iemas.core.types import HashAlgorithm, HubId
+from iemas.files import naming_os_errors, write_atomically
 from iemas.genesis import load_genesis
 from iemas.keystore import load_key
 from iemas.ledger.application import LedgerApplication
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import RevealAsk
-from iemas.tls import parse_address
+from iemas.tls import parse_address, split_host_port
 from iemas.v1.auction_service_pb2_grpc import add_AuctionServiceServicer_to_server
 from iemas.v1.execution_service_pb2_grpc import add_ExecutionServiceServicer_to_server
 from iemas.v1.market_service_pb2_grpc import add_MarketServiceServicer_to_server
@@ -107,10 +108,11 @@ async def run_node(settings: NodeSettings) -> None:
 async def _open_parts(settings: NodeSettings, stack: AsyncExitStack) -> _Parts:
     """Open key, genesis, database and backend; the stack closes them."""
     certificates = NodeCertificates(load_key(settings.key_file))
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    genesis, chain_id, genesis_bytes = await _find_genesis(settings)
-    node_id = certificates.identity.node_id
-    storage = Storage(settings.data_dir / "node.db", chain_id=chain_id, node_id=node_id)
+    with naming_os_errors("choose another folder with --data-dir"):
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        genesis, chain_id, genesis_bytes = await _find_genesis(settings)
+        node_id = certificates.identity.node_id
+        storage = Storage(settings.data_dir / "node.db", chain_id=chain_id, node_id=node_id)
     stack.callback(storage.close)
     selling = await _open_backend(settings, genesis)
     if selling.backend is not None:
@@ -133,7 +135,7 @@ async def _find_genesis(settings: NodeSettings) -> tuple[Genesis, str, bytes]:
             "fetch it from (--bootstrap nodeid@host:port)"
         )
     if not kept.exists():
-        kept.write_bytes(data)
+        write_atomically(kept, data)
     return genesis, chain_id, data
 
 
@@ -297,13 +299,11 @@ async def _run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     if settings.metrics_listen:
-        host, port = settings.metrics_listen.rsplit(":", 1)
-        server, thread = start_http_server(int(port), host)
-        stack.callback(thread.join)
-        stack.callback(server.shutdown)
+        _serve_metrics(settings.metrics_listen, stack)
     address = f"{core.node_id.hex()}@{core.reporter.profile.public_address}"
     ready_file = settings.data_dir / READY_FILE
-    _write_ready_file(ready_file, address)
+    with naming_os_errors("choose another folder with --data-dir"):
+        _write_ready_file(ready_file, address)
     stack.callback(ready_file.unlink, missing_ok=True)
     _log.info("node_ready", address=address, chain=core.chain_id)
     bootstrap = [parse_address(text) for text in settings.bootstrap]
@@ -324,6 +324,21 @@ async def _run(
             task.cancel()
         await asyncio.gather(waiter, *tasks, return_exceptions=True)
         _log.info("node_stopping")
+
+
+def _serve_metrics(listen: str, stack: AsyncExitStack) -> None:
+    """Serve metrics until the stack ends it. Raises: ConfigurationError that names the flag."""
+    host, port = split_host_port(listen)
+    try:
+        server, thread = start_http_server(port, host)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {listen}: {error.strerror}; choose another address with "
+            "--metrics-listen",
+            listen=listen,
+        ) from error
+    stack.callback(thread.join)
+    stack.callback(server.shutdown)
 
 
 async def _wait(stop: asyncio.Event) -> None:

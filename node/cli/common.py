@@ -15,6 +15,7 @@ from rich.console import Console
 
 from iemas.core.errors import ConfigurationError, IemasError, MalformedMessageError
 from iemas.core.types import MICROS_PER_CREDIT
+from iemas.files import naming_os_errors
 from iemas.rpc_errors import from_rpc_error
 from iemas.tls import Address, parse_address
 
@@ -34,7 +35,8 @@ def run_cli(app: typer.Typer) -> NoReturn:
     """
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        app()
+        with naming_os_errors():
+            app()
     except ConfigurationError as error:
         fail(str(error), EXIT_CONFIGURATION)
     except IemasError as error:

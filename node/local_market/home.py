@@ -21,12 +21,14 @@ from iemas.core.errors import ConfigurationError
 from iemas.core.identity import Identity
 from iemas.core.params import Genesis, GenesisAccount, GenesisValidator
 from iemas.core.types import MICROS_PER_CREDIT, AccountId, HubId
+from iemas.files import naming_os_errors
 from iemas.genesis import load_genesis, save_genesis
 from iemas.keystore import generate_key, load_key
 from node.local_market.plan import MarketPlan, load_plan, parse_params
 
 LOCK_FILE: Final = "market.lock"
 SUPERVISOR_LOG: Final = "supervisor.log"
+ANOTHER_HOME: Final = "choose another folder with --home"
 _NODE = r"(node|validator)-\d+"
 _FOLDERS = re.compile(rf"keys|trusted|tokenizer|{_NODE}")
 _FILES = re.compile(
@@ -149,8 +151,13 @@ class MarketHome:
     def check_folder(self) -> None:
         """Refuse a folder that holds something else, or a market that lost its genesis.
 
-        Raises: ConfigurationError that names the fix; OSError if the folder cannot be read.
+        Raises: ConfigurationError that names the fix.
         """
+        with naming_os_errors(ANOTHER_HOME):
+            self._check_whose()
+            self._check_genesis_is_there()
+
+    def _check_whose(self) -> None:
         names = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
         foreign = [name for name in names if not _FILES.fullmatch(name)]
         foreign = [name for name in foreign if not _FOLDERS.fullmatch(name)]
@@ -162,7 +169,6 @@ class MarketHome:
                 "market: name a new or empty folder with --home",
                 home=self.path,
             )
-        self._check_genesis_is_there()
 
     def _check_genesis_is_there(self) -> None:
         """Refuse to begin another chain beside the ledgers of one."""

@@ -22,12 +22,13 @@ from typing import Any, Final, Self
 from iemas.core.errors import ConfigurationError, IemasError
 from iemas.core.params import Genesis
 from iemas.core.types import NodeId
+from iemas.files import naming_os_errors
 from iemas.tls import parse_address
 from node.backends.base import BackendUnreachableError
 from node.config import ENV_PREFIX, BackendKind
 from node.guard import LOG_PREFIX, GuardedProcess
 from node.local_market.backends import Progress, StartedBackend, find_model, make_backends
-from node.local_market.home import LOCK_FILE, MarketHome, MarketState, make_record
+from node.local_market.home import ANOTHER_HOME, LOCK_FILE, MarketHome, MarketState, make_record
 from node.local_market.plan import CUSTOMER, SIMULATED, MarketPlan, save_plan
 from node.local_market.probe import get_account_nonce, get_status
 
@@ -112,15 +113,16 @@ class LocalMarket:
             runs any more.
         """
         plan.validate()
-        self.home.acquire()
-        self._held = True
-        self._plan = plan
-        self._servers = make_backends(plan, self.home.path)
-        try:
-            await self._start(plan, progress)
-        except BaseException:
-            await self.stop()
-            raise
+        with naming_os_errors(ANOTHER_HOME):
+            self.home.acquire()
+            self._held = True
+            self._plan = plan
+            self._servers = make_backends(plan, self.home.path)
+            try:
+                await self._start(plan, progress)
+            except BaseException:
+                await self.stop()
+                raise
 
     async def _start(self, plan: MarketPlan, progress: Progress) -> None:
         self._started_at_ms = time.time_ns() // 1_000_000

@@ -21,8 +21,16 @@ from typing import Final
 import msgspec
 
 from iemas.core.errors import ConfigurationError, IemasError
+from iemas.files import naming_os_errors
 from node.local_market.backends import Progress
-from node.local_market.home import SUPERVISOR_LOG, MarketHome, MarketState, ProcessRecord, is_alive
+from node.local_market.home import (
+    ANOTHER_HOME,
+    SUPERVISOR_LOG,
+    MarketHome,
+    MarketState,
+    ProcessRecord,
+    is_alive,
+)
 from node.local_market.market import LocalMarket
 from node.local_market.plan import MarketPlan
 from node.local_market.restarts import Restarts
@@ -112,9 +120,11 @@ def start_detached(home: MarketHome, plan: MarketPlan, progress: Progress) -> Ma
             "`iemas market down`, or take another --name"
         )
     home.check_folder()
-    home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = home.path / SUPERVISOR_LOG
-    log.unlink(missing_ok=True)
+    with naming_os_errors(ANOTHER_HOME):
+        home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log.unlink(missing_ok=True)
+        log.touch()
     text = msgspec.json.encode(plan).decode()
     command = [sys.executable, "-m", "node.local_market.supervise", str(home.path), text]
     with log.open("ab") as output:

@@ -1,6 +1,9 @@
 """The `iemas` command without a market: plans, folders, locks, and what it says of mistakes."""
 
+import asyncio
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,14 @@ from iemas.testing.tokenizer import build_byte_tokenizer
 from node.cli.access import find_access, find_home
 from node.cli.conversation import require_prompt
 from node.cli.local import _make_plan
-from node.local_market import BackendAddress, Funds, MarketHome, MarketPlan, MarketState
+from node.local_market import (
+    BackendAddress,
+    Funds,
+    LocalMarket,
+    MarketHome,
+    MarketPlan,
+    MarketState,
+)
 from node.local_market.home import get_start_ticks, is_alive, make_record
 from node.local_market.market import delete_home
 from node.local_market.plan import CUSTOMER, load_plan, parse_assignments, parse_params, save_plan
@@ -287,6 +297,40 @@ def test_a_lost_genesis_is_not_replaced_by_another(home: MarketHome) -> None:
     with pytest.raises(ConfigurationError, match="restore it from a copy"):
         home.acquire()
     assert not home.genesis_file.exists()
+
+
+# --- where there can be no folder ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "market"])
+def test_a_place_that_can_be_no_folder_is_named(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    home = MarketHome(tmp_path / "file" / below)
+    plan = MarketPlan()
+    starts: list[Callable[[], object]] = [
+        lambda: start_detached(home, plan, str),
+        lambda: asyncio.run(LocalMarket(home).start(plan, str)),
+    ]
+    for start in starts:
+        with pytest.raises(ConfigurationError, match="another folder with --home") as caught:
+            start()
+        assert f"cannot use {tmp_path / 'file'}" in str(caught.value)
+
+
+def test_a_folder_below_which_nothing_can_be_made_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot use /proc/x.*--home"):
+        start_detached(MarketHome(Path("/proc/x/market")), MarketPlan(), str)
+
+
+def test_keys_that_cannot_be_looked_at_are_named(
+    home: MarketHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(ConfigurationError, match=r"let this user .* read and write it"):
+        asyncio.run(LocalMarket(home).start(MarketPlan(), str))
 
 
 # --- access --------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """The command `iemas-node`: one clear line for an error, and never a traceback."""
 
+import errno
 import io
+import os
+import socket
 import stat
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -11,11 +15,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from iemas.core.errors import BackendError, ConfigurationError
+from iemas.keystore import generate_key
 from iemas.tls import parse_address
 from iemas.v1 import market_service_pb2
 from node.cli import common
 from node.cli.daemon import _build_status_table, app
 from node.config import NodeSettings, get_flag, get_variable
+from node.daemon import _serve_metrics
+
+NOBODY = "ab" * 32 + "@127.0.0.1:1"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +61,27 @@ def test_run_with_a_wrong_key_file_names_the_fix(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("place", ["file", "file/data", "/proc/x"])
+def test_run_names_a_data_directory_that_can_be_none(tmp_path: Path, place: str) -> None:
+    key = tmp_path / "node.key"
+    generate_key(key)
+    (tmp_path / "file").touch()
+    data_dir = str(tmp_path / place)
+    done = run("run", "--key-file", str(key), "--data-dir", data_dir, "--bootstrap", NOBODY)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot use ")
+    assert "choose another folder with --data-dir" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_run_names_the_flag_of_metrics_on_a_taken_port() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigurationError, match=r"Address already in use.*--metrics-listen"),
+    ):
+        _serve_metrics(f"127.0.0.1:{taken.getsockname()[1]}", AsyncExitStack())
+
+
 def test_run_help_documents_every_setting() -> None:
     result = CliRunner().invoke(app, ["run", "--help"], terminal_width=200)
     text = " ".join(result.output.split())
@@ -83,6 +112,29 @@ def test_errors_become_exit_codes(
     assert capsys.readouterr().err == (
         f"error: {' '.join(str(error).split())}\n" if str(error) else ""
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free space on its disk"),
+        (errno.EACCES, "read and write it, or choose another place"),
+        (errno.EROFS, "make its disk writable, or choose another place"),
+        (errno.EISDIR, "a folder stands where a file is needed: move it away"),
+    ],
+)
+def test_what_the_system_says_of_a_file_is_named_with_the_fix(
+    number: int, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "/data/x")
+
+    with pytest.raises(SystemExit) as caught:
+        common.run_cli(fail)  # type: ignore[arg-type]
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: cannot use /data/x ({os.strerror(number)}): ")
+    assert text.endswith(f"{fix}\n")
 
 
 def test_our_own_bugs_are_not_hidden() -> None:
