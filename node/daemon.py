@@ -60,6 +60,7 @@ from node.transport import NodeCertificates, PeerTransport, PublicListener, adve
 
 _log = structlog.get_logger(__name__)
 HEALTH_INTERVAL_S = 2.0
+CALLS_END_S = 2.0
 READY_FILE = "ready.json"
 SOFTWARE = f"iemas {version('iemas')}"
 
@@ -94,6 +95,7 @@ async def run_node(settings: NodeSettings) -> None:
     """
     configure_logs(level=settings.log_level, as_json=settings.log_format == "json")
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(_let_calls_end)
         parts = await _open_parts(settings, stack)
         core = _make_core(parts)
         _restore(core, parts.storage)
@@ -103,6 +105,17 @@ async def run_node(settings: NodeSettings) -> None:
         watch = CacheWatch(driver, backend) if backend is not None else None
         await _listen(parts, driver, watch, stack)
         await _run(parts, driver, watch, stack)
+
+
+async def _let_calls_end() -> None:
+    """Let what is left of calls see that they were cut off.
+
+    gRPC says that a server stopped before the tasks of its last calls know; ended with the event
+    loop instead, each of them prints a traceback.
+    """
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+        await asyncio.wait(left, timeout=CALLS_END_S)
 
 
 async def _open_parts(settings: NodeSettings, stack: AsyncExitStack) -> _Parts:

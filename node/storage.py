@@ -231,6 +231,8 @@ class Storage:
                 "SELECT key, value FROM records WHERE kind = ? AND key >= ? ORDER BY key LIMIT ?",
                 (kind.value, first, limit),
             ).fetchall()
+        except sqlite3.ProgrammingError:
+            raise  # the store was closed: that says nothing of the file
         except sqlite3.DatabaseError as error:
             raise self._describe(error) from error
         return [(bytes(key), bytes(value)) for key, value in rows]

@@ -162,3 +162,39 @@ def test_status_shows_what_the_node_answered() -> None:
     text = console.export_text()
     assert "5.000000 credits" in text
     assert "StaleReportError 2" in text
+
+
+STOP_WITH_CALLS = """
+import asyncio, grpc, node.daemon
+
+async def deliver(requests, context):
+    await context.send_initial_metadata(())
+    async for _ in requests:
+        pass
+    return b""
+
+async def run():
+    server = grpc.aio.server()
+    handler = grpc.stream_unary_rpc_method_handler(deliver)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("S", {"D": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    calls = [channel.stream_unary("/S/D")() for _ in range(20)]
+    for call in calls:
+        await call.initial_metadata()
+    await server.stop(None)
+    LET_END
+    print("left", len(asyncio.all_tasks()) - 1)
+
+asyncio.run(run())
+"""
+
+
+def test_calls_that_are_cut_off_end_before_the_loop_does() -> None:
+    """gRPC says that it stopped before they do, and a cancelled one prints a traceback."""
+    script = STOP_WITH_CALLS.replace("LET_END", "await node.daemon._let_calls_end()")
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "left 0\n"
+    assert "Traceback" not in done.stderr
