@@ -47,7 +47,12 @@ KeyOption = Annotated[
     ),
 ]  # fmt: skip
 AccountOption = Annotated[
-    str, typer.Option("--account", help="Which account of the local market pays.")
+    str | None,
+    typer.Option(
+        "--account",
+        help=f"Which account of the local market pays. [default: {CUSTOMER}]",
+        show_default=False,
+    ),
 ]
 NodeOption = Annotated[
     str | None,
@@ -108,7 +113,7 @@ def find_access(
     home: Path | None = None,
     market: list[str] | None = None,
     key: Path | None = None,
-    account: str = CUSTOMER,
+    account: str | None = None,
     node: str | None = None,
     genesis: Path | None = None,
     pays: bool = True,
@@ -122,6 +127,11 @@ def find_access(
         raise ConfigurationError(
             "--node names a node of a local market, whose folder has its key: leave out --market "
             "and --key, or give the node's key file as --key"
+        )
+    if account is not None and (market or key is not None or node is not None):
+        raise ConfigurationError(
+            "--account names an account of a local market, whose folder has its key: leave it out, "
+            "or leave out --node, --market and --key"
         )
     if market:
         if key is None and pays:
@@ -137,7 +147,7 @@ def find_access(
     if node is not None:
         identity = _load_node(folder, node)
     else:
-        identity = load_key(key) if key is not None else _load_account(folder, account)
+        identity = load_key(key) if key is not None else _load_account(folder, account or CUSTOMER)
     file = genesis or folder.genesis_file
     return Access(state.bootstrap, identity, folder, names, state.label, file)
 

@@ -7,11 +7,13 @@ import re
 import sys
 import warnings
 from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import grpc
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 
 from iemas.core.errors import ConfigurationError, IemasError, MalformedMessageError
 from iemas.core.types import MICROS_PER_CREDIT
@@ -22,6 +24,7 @@ from iemas.tls import Address, parse_address
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
+MAX_WIDTH = 1000
 
 T = TypeVar("T")
 
@@ -67,11 +70,49 @@ def create_app(help_text: str) -> typer.Typer:
     """Create a command group that leaves errors to `run_cli`."""
     return typer.Typer(
         help=help_text,
+        context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
         rich_markup_mode=None,
     )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iemas {version('iemas')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+]
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a command line the option --version."""
+
+    @app.callback()
+    def take(*, _version: VersionOption = False) -> None:
+        pass
+
+
+def print_wide(renderable: RenderableType) -> None:
+    """Print a table whose ids stay in one piece, to be copied, however narrow the terminal is."""
+    console.print(_Whole(renderable), crop=False)
+
+
+class _Whole:
+    """Draws something as wide as it is, however narrow the terminal."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, drawer: Console, options: ConsoleOptions) -> RenderResult:
+        unbound = options.update(width=MAX_WIDTH)
+        width = Measurement.get(drawer, unbound, self._renderable).maximum
+        yield from drawer.render(self._renderable, options.update(width=width))
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -16,6 +16,7 @@ from iemas.keystore import generate_key
 from iemas.tls import Address, connect
 from iemas.v1 import market_service_pb2, market_service_pb2_grpc
 from node.cli.common import (
+    add_version,
     console,
     create_app,
     format_credits,
@@ -26,6 +27,8 @@ from node.cli.common import (
 from node.config import CONFIG_VARIABLE, NodeSettings, get_flag, get_variable, load_settings
 
 app = create_app("Run a node of an IEMAS market beside your own inference server.")
+
+add_version(app)
 
 
 @app.command()

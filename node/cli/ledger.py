@@ -7,6 +7,7 @@ which the next block does. A validator acts with its node's own key.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -39,7 +40,14 @@ from node.cli.access import (
     NodeOption,
     find_access,
 )
-from node.cli.common import console, create_app, format_credits, parse_credits, run_async
+from node.cli.common import (
+    console,
+    create_app,
+    format_credits,
+    parse_credits,
+    print_wide,
+    run_async,
+)
 from node.cli.ledger_views import (
     export,
     render_parameters,
@@ -47,7 +55,6 @@ from node.cli.ledger_views import (
     render_validators,
 )
 from node.cli.views import print_json
-from node.local_market.plan import CUSTOMER
 
 ledger_app = create_app("")
 """Its commands stand beside the others of `iemas`."""
@@ -72,7 +79,7 @@ _ACCESS_OPTIONS: dict[str, tuple[Any, Any]] = {
     "home": (HomeOption, None),
     "market": (MarketOption, None),
     "key": (KeyOption, None),
-    "account": (AccountOption, CUSTOMER),
+    "account": (AccountOption, None),
     "node": (NodeOption, None),
     "genesis": (GenesisOption, None),
 }
@@ -187,7 +194,7 @@ def validators(access: Access, *, as_json: JsonOption = False) -> None:
         if as_json:
             print_json([export(validator) for validator in found])
         else:
-            console.print(render_validators(found, access.get_name))
+            print_wide(render_validators(found, access.get_name))
 
     run_async(run())
 
@@ -250,6 +257,11 @@ def transfer(
     as_json: JsonOption = False,
 ) -> None:
     """Pay available money to another account; a new one begins with its first payment."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", to):
+        raise ConfigurationError(
+            f"ACCOUNT is 64 hex digits, got {to!r}: `iemas validators` lists those of the nodes, "
+            "`iemas balance` of an account with its key shows its own"
+        )
     micros = parse_credits(amount)
     says = f"paid {format_credits(micros)} credits to {access.get_name(to)}"
     _record(access, lambda c: c.transfer(to, micros), says, wait=wait, as_json=as_json)
@@ -344,7 +356,7 @@ def transaction(
     if as_json:
         print_json(export(recorded))
     else:
-        console.print(render_recorded(recorded, access.get_name))
+        print_wide(render_recorded(recorded, access.get_name))
 
 
 def _record(access: Access, act: Act, says: str, *, wait: bool, as_json: bool) -> None:

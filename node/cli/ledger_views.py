@@ -14,7 +14,11 @@ from rich.table import Table
 
 from iemas.client._types import Parameter, RecordedTransaction, Validator
 from iemas.core.envelope import Signed
+from iemas.core.types import ID_BYTES
 from node.cli.common import format_credits
+
+ID_WIDTH = 2 * ID_BYTES
+"""Ids stay in one piece, to be copied: what shows them is printed with `print_wide`."""
 
 GetName = Callable[[str], str]
 """Names a node by its id, as the local market does."""
@@ -51,7 +55,7 @@ def render_validators(validators: Sequence[Validator], get_name: GetName) -> Ren
     for heading in ("node", "votes with", "share", "duty"):
         right = heading in ("votes with", "share")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    table.add_column("account", overflow="fold")
+    table.add_column("account", no_wrap=True)
     for validator in validators:
         table.add_row(
             get_name(validator.id),
@@ -105,7 +109,7 @@ def render_recorded(recorded: RecordedTransaction, get_name: GetName) -> Rendera
     """Draw a transaction and what became of it."""
     table = Table(title="transaction, proven", show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", max_width=ID_WIDTH)
     rows = [
         ("id", recorded.id),
         ("block", f"{recorded.height}, {_format_time(recorded.time_ms)}"),

@@ -152,6 +152,11 @@ def _make_plan(
 ) -> MarketPlan:
     """Make the plan that the flags ask for, or take the kept one where they say nothing."""
     folder.check_folder()
+    if (kv_events or kv_replay) and backends in ([], [SIMULATED], [VLLM_CPU]):
+        raise ConfigurationError(
+            "--kv-events and --kv-replay say where a given server publishes: give them once a "
+            "--backend URL, or leave them out"
+        )
     kept = folder.load_kept_plan() if folder.exists else None
     if not backends:
         if kept is None:
@@ -162,11 +167,14 @@ def _make_plan(
         backend, addresses = kept.backend, kept.addresses
     else:
         backend, addresses = _read_backends(backends, kv_events, kv_replay)
-    count = nodes or (kept.nodes if kept else None) or len(addresses) or 3
+    if nodes is None:
+        nodes = kept.nodes if kept else len(addresses) or 3
+    if validators is None:
+        validators = kept.validators if kept else MIN_VALIDATORS
     return MarketPlan(
         name=folder.path.name if kept is None else kept.name,
-        nodes=count,
-        validators=validators or (kept.validators if kept else MIN_VALIDATORS),
+        nodes=nodes,
+        validators=validators,
         backend=backend,
         addresses=addresses,
         params=params or (kept.params if kept else {}),

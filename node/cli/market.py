@@ -25,13 +25,12 @@ from node.cli.access import (
     NodeOption,
     find_access,
 )
-from node.cli.common import console, create_app, format_credits, run_async, run_cli
+from node.cli.common import add_version, console, create_app, format_credits, run_async, run_cli
 from node.cli.conversation import ChatSettings, chat_on, chat_once, require_prompt
 from node.cli.ledger import ledger_app
 from node.cli.local import market_app
 from node.cli.progress import show_progress
 from node.cli.views import fetch_nodes, print_json, render_nodes
-from node.local_market.plan import CUSTOMER
 
 if TYPE_CHECKING:
     from node.cli.history import Findings
@@ -55,6 +54,7 @@ Examples:
 
 _notes = Console(stderr=True)
 app = create_app("Buy and sell LLM inference in a market that nobody owns." + EXAMPLES)
+add_version(app)
 app.add_typer(market_app, name="market")
 app.add_typer(ledger_app)
 
@@ -84,7 +84,7 @@ def chat(
     home: HomeOption = None,
     market: MarketOption = None,
     key: KeyOption = None,
-    account: AccountOption = CUSTOMER,
+    account: AccountOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question, or converse, and see who won it, what was cached, what it cost."""
@@ -115,7 +115,7 @@ def balance(
     home: HomeOption = None,
     market: MarketOption = None,
     key: KeyOption = None,
-    account: AccountOption = CUSTOMER,
+    account: AccountOption = None,
     node: NodeOption = None,
     genesis: GenesisOption = None,
     verify: Annotated[
@@ -140,7 +140,7 @@ def balance(
         if as_json:
             print_json({field: getattr(held, field) for field in held.__dataclass_fields__})
             return
-        table = Table(title=f"account {held.account}", show_header=False)
+        table = Table(show_header=False)
         if not held.exists:
             raise ConfigurationError(
                 f"the ledger holds no account {held.account}: have money transferred to it, or "
@@ -162,6 +162,7 @@ def balance(
                 table.add_row(label, f"{format_credits(micros)} credits")
         if held.verified:
             table.add_row("proven", f"after block {held.height}")
+        console.print(f"account {held.account}", highlight=False, soft_wrap=True)
         console.print(table)
 
     run_async(run())

@@ -300,15 +300,28 @@ class MarketHome:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise ConfigurationError(
-                f"the market in {self.path} runs already: see `iemas market status`, stop it with "
-                "`iemas market down`, or take another --name",
-                home=self.path,
-            ) from None
+            raise self.describe_running() from None
         self._lock = lock
         self.state_file.unlink(missing_ok=True)
         os.truncate(lock, 0)
         os.write(lock, msgspec.json.encode(make_record("supervisor", "supervisor", os.getpid())))
+
+    def describe_running(self) -> ConfigurationError:
+        """Say that the market runs already, and how to bring back what of it does not."""
+        state = self.read_state()
+        processes = () if state is None else state.processes
+        ended = [one.name for one in processes if one.pid and not is_alive(one)]
+        if ended:
+            return ConfigurationError(
+                f"the market in {self.path} runs already, but {', '.join(ended)} ended (the logs "
+                "there say why): `iemas market down`, then `iemas market up`, brings it back",
+                home=self.path,
+            )
+        return ConfigurationError(
+            f"the market in {self.path} runs already: see `iemas market status`, stop it with "
+            "`iemas market down`, or take another --name",
+            home=self.path,
+        )
 
     def release(self) -> None:
         """Be the supervisor no more."""
@@ -359,7 +372,10 @@ class MarketHome:
         try:
             return msgspec.json.decode(data, type=MarketState)
         except msgspec.DecodeError as error:
-            raise ConfigurationError(f"{self.state_file} is damaged: {error}") from error
+            raise ConfigurationError(
+                f"{self.state_file} is damaged ({error}): `iemas market down`, then `iemas market "
+                "up`, writes it anew"
+            ) from error
 
     def require_state(self) -> MarketState:
         """Give the running market. Raises: ConfigurationError if none runs."""

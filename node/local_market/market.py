@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -125,6 +126,7 @@ class LocalMarket:
                 raise
 
     async def _start(self, plan: MarketPlan, progress: Progress) -> None:
+        _check_ports(plan)
         self._started_at_ms = time.time_ns() // 1_000_000
         self.backends = await self._servers.start(progress)
         model = await find_model(self.backends, plan.model)
@@ -211,8 +213,8 @@ class LocalMarket:
     def _make_command(self, name: str, backend: StartedBackend | None) -> list[str]:
         """Give the command line of a node: all its settings are flags, none comes from around."""
         home, port = self.home, 0
-        if self._plan.base_port:
-            port = self._plan.base_port + 2 * self._plan.names.index(name)
+        if self._plan.ports:
+            port = self._plan.ports[2 * self._plan.names.index(name)]
         # fmt: off
         command = [
             sys.executable, "-m", "node.cli.daemon", "run",
@@ -318,6 +320,22 @@ class LocalMarket:
                 bootstrap=self.bootstrap,
             )
         )
+
+
+def _check_ports(plan: MarketPlan) -> None:
+    """Refuse a base port that leads to a taken one: a node would name its own flag instead."""
+    for port in plan.ports:
+        with socket.socket() as probe:
+            # As the nodes' listeners do: a connection of the last run that lingers is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot listen on 127.0.0.1:{port}: {error.strerror}; the market takes the "
+                    f"ports {plan.ports[0]} to {plan.ports[-1]}: choose another --base-port",
+                    port=port,
+                ) from error
 
 
 def delete_home(home: MarketHome) -> list[Path]:

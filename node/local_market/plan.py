@@ -15,6 +15,7 @@ import msgspec
 from iemas.core.errors import ConfigurationError, MalformedMessageError
 from iemas.core.params import MarketParams
 from iemas.core.types import MICROS_PER_CREDIT
+from iemas.files import write_atomically
 
 SIMULATED: Final = "simulated"
 VLLM_CPU: Final = "vllm-cpu"
@@ -79,9 +80,11 @@ class MarketPlan(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 f"--validators must be in 1..{MAX_NODES}, got {self.validators}"
             )
-        last_port = self.base_port + 2 * len(self.names) - 1
-        if self.base_port and not 1024 <= self.base_port <= last_port < 65_536:
-            raise ConfigurationError(f"--base-port {self.base_port} leaves no room for the nodes")
+        if self.ports and not 1024 <= self.ports[0] <= self.ports[-1] < 65_536:
+            raise ConfigurationError(
+                f"--base-port {self.base_port} leaves no room for the nodes: choose one in "
+                f"1024..{65_536 - len(self.ports)}, or 0 for free ones"
+            )
         parse_params(self.params)
 
     @property
@@ -94,6 +97,12 @@ class MarketPlan(msgspec.Struct, frozen=True):
         """The names of all nodes: those that sell, then those that only vote."""
         extra = max(0, self.validators - self.nodes)
         return self.seller_names + [f"validator-{number}" for number in range(1, extra + 1)]
+
+    @property
+    def ports(self) -> range:
+        """The ports that the nodes take, two each; none if they take free ones."""
+        first = self.base_port
+        return range(first, first + 2 * len(self.names)) if first else range(0)
 
     @property
     def label(self) -> str:
@@ -147,11 +156,12 @@ def load_plan(path: Path) -> MarketPlan:
     try:
         return msgspec.json.decode(path.read_bytes(), type=MarketPlan)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is no market plan: {error}") from error
+        raise ConfigurationError(
+            f"{path} is no market plan ({error}): delete that file, and give `iemas market up` "
+            "--backend, --nodes and --validators again as when the market was created"
+        ) from error
 
 
 def save_plan(path: Path, plan: MarketPlan) -> None:
     """Keep a plan, readable by its owner only."""
-    data = msgspec.json.format(msgspec.json.encode(plan), indent=2)
-    path.touch(mode=0o600)
-    path.write_bytes(data)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(plan), indent=2))

@@ -38,6 +38,7 @@ from node.local_market.restarts import Restarts
 STOP_S: Final = 60.0
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ERROR_PREFIX: Final = "error: "
+LEFT: Final = "left so: `iemas market down`, then `iemas market up`, brings it back"
 _POLL_S: Final = 0.1
 
 Watch = Callable[[LocalMarket], Awaitable[None]]
@@ -85,7 +86,7 @@ async def keep_running(market: LocalMarket, notice: Progress) -> None:
             if name not in due_s:
                 delay_s = restarts.note_end(name, now_s=loop.time())
                 due_s[name] = None if delay_s is None else loop.time() + delay_s
-                then = "left so" if delay_s is None else f"started again in {delay_s:.0f} s"
+                then = LEFT if delay_s is None else f"started again in {delay_s:.0f} s"
                 notice(f"{market.nodes[name].explain_end()}; {then}")
             at_s = due_s[name]
             if at_s is not None and loop.time() >= at_s:
@@ -115,10 +116,7 @@ def start_detached(home: MarketHome, plan: MarketPlan, progress: Progress) -> Ma
     Raises: ConfigurationError with what went wrong.
     """
     if home.is_held():
-        raise ConfigurationError(
-            f"the market in {home.path} runs already: see `iemas market status`, stop it with "
-            "`iemas market down`, or take another --name"
-        )
+        raise home.describe_running()
     home.check_folder()
     log = home.path / SUPERVISOR_LOG
     with naming_os_errors(ANOTHER_HOME):
@@ -169,7 +167,10 @@ def stop_market(home: MarketHome, progress: Progress) -> int:
     Raises: ConfigurationError if none runs, or if it does not end.
     """
     supervisor = home.read_supervisor()
-    state = home.read_state()
+    try:
+        state = home.read_state()
+    except ConfigurationError:  # damaged; the supervisor knows what it runs
+        state = None
     if supervisor is None:
         home.require_state()  # raises: says what to do
         raise ConfigurationError(f"{home.path} does not say who runs its market")

@@ -236,6 +236,7 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
         code, _, err = await run_cli(*_up(home, *ONE_NODE, "--base-port", str(port)))
     assert code != 0
     assert str(port) in err
+    assert "choose another --base-port" in err
     assert find_processes(home) == []
 
 

@@ -2,19 +2,34 @@
 
 import asyncio
 import errno
+import io
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
 
+from iemas.client._types import RecordedTransaction, Validator
 from iemas.core.errors import BadRequestError, ConfigurationError
 from iemas.core.params import MarketParams
 from iemas.keystore import generate_key, load_key
+from iemas.ledger.transaction import Unstake
 from iemas.testing.tokenizer import build_byte_tokenizer
+from node.cli import common
 from node.cli.access import find_access, find_home
 from node.cli.conversation import require_prompt
+from node.cli.daemon import app as daemon_app
+from node.cli.ledger_views import render_recorded, render_validators
 from node.cli.local import _make_plan
+from node.cli.market import app
 from node.local_market import (
     BackendAddress,
     Funds,
@@ -23,10 +38,10 @@ from node.local_market import (
     MarketPlan,
     MarketState,
 )
-from node.local_market.home import get_start_ticks, is_alive, make_record
+from node.local_market.home import ProcessRecord, get_start_ticks, is_alive, make_record
 from node.local_market.market import delete_home
 from node.local_market.plan import CUSTOMER, load_plan, parse_assignments, parse_params, save_plan
-from node.local_market.supervise import start_detached
+from node.local_market.supervise import start_detached, stop_market
 
 
 def make_plan(folder: MarketHome, **changes: object) -> MarketPlan:
@@ -89,7 +104,11 @@ def test_urls_make_one_node_each(home: MarketHome) -> None:
         ({"backends": ["http://a:1"], "kv_events": ["ipc:///a", "ipc:///b"]}, "--kv-events once"),
         ({"backends": ["http://a:1"], "nodes": 3}, "once a node"),
         ({"backends": ["simulated"], "nodes": 99}, "--nodes must be"),
-        ({"backends": ["simulated"], "base_port": 80}, "--base-port 80"),
+        ({"backends": ["simulated"], "base_port": 80}, "--base-port 80.*choose one in 1024"),
+        ({"backends": ["simulated"], "nodes": 0}, "--nodes must be in 1..16, got 0"),
+        ({"backends": ["simulated"], "validators": 0}, "--validators must be in 1..16, got 0"),
+        ({"backends": ["simulated"], "kv_events": ["ipc:///a"]}, "--kv-events and --kv-replay"),
+        ({"kv_replay": ["ipc:///a"]}, "--kv-events and --kv-replay"),
     ],
 )
 def test_wrong_plans_are_named(home: MarketHome, changes: dict[str, object], expected: str) -> None:
@@ -110,6 +129,21 @@ def test_a_market_comes_up_as_it_was(home: MarketHome) -> None:
 def test_simulated_backends_are_labelled() -> None:
     assert MarketPlan().label == "simulated backend, for tests only"
     assert "tests" not in MarketPlan(backend="vllm-cpu").label
+
+
+def test_a_plan_that_is_no_plan_says_what_to_do(home: MarketHome) -> None:
+    make_files(home.path, "plan.json", "genesis.json", "market.lock")
+    with pytest.raises(ConfigurationError, match=r"plan\.json is no market plan.*delete that file"):
+        make_plan(home)
+
+
+def test_a_taken_port_names_the_markets_flag(home: MarketHome) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        plan = MarketPlan(nodes=1, validators=1, base_port=port)
+        with pytest.raises(ConfigurationError, match=f"{port}: Address.*another --base-port"):
+            asyncio.run(LocalMarket(home).start(plan, str))
+    assert not home.is_held()
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -171,6 +205,53 @@ def test_only_one_supervisor_runs_a_market(home: MarketHome) -> None:
     home.release()
     assert not home.is_held()
     assert home.read_supervisor() is None
+
+
+def publish(home: MarketHome, *processes: ProcessRecord) -> None:
+    record = make_record("supervisor", "supervisor", os.getpid())
+    home.write_state(MarketState("m", "label", "model", "simulated", 0, record, processes))
+
+
+def test_up_says_how_a_node_that_was_left_comes_back(home: MarketHome) -> None:
+    home.acquire()
+    alive, ended = make_record("node-1", "node", os.getpid()), ProcessRecord("node-2", "node", 1, 0)
+    publish(home, alive)
+    with pytest.raises(ConfigurationError, match="runs already: see `iemas market status`"):
+        start_detached(home, MarketPlan(), str)
+    publish(home, alive, ended)
+    for start in (MarketHome(home.path).acquire, lambda: start_detached(home, MarketPlan(), str)):
+        with pytest.raises(
+            ConfigurationError, match=r"node-2 ended .*`iemas market down`, then `iemas market up`"
+        ):
+            start()
+    home.release()
+
+
+def test_a_damaged_state_file_says_what_to_do(home: MarketHome) -> None:
+    home.acquire()
+    home.state_file.write_text("{")
+    with pytest.raises(ConfigurationError, match="`iemas market down`, then `iemas market up`"):
+        home.require_state()
+    home.release()
+
+
+def test_a_damaged_state_file_does_not_keep_a_market_up(home: MarketHome) -> None:
+    """`market down` is the fix, so it must do without that file."""
+    script = (
+        "import sys, time; from pathlib import Path; from node.local_market import MarketHome; "
+        "home = MarketHome(Path(sys.argv[1])); home.acquire(); "
+        "home.state_file.write_text('{'); print('up', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(home.path)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        ThreadPoolExecutor() as reaper,
+    ):
+        reaper.submit(process.wait)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert stop_market(home, str) == 1
+    assert not home.is_held()
 
 
 def test_a_left_over_state_file_is_not_believed(home: MarketHome) -> None:
@@ -342,6 +423,12 @@ def test_a_market_elsewhere_needs_a_key_only_to_pay() -> None:
     assert find_access(market=["x@y:1"], pays=False).bootstrap == ("x@y:1",)
 
 
+@pytest.mark.parametrize("options", [{"node": "node-1"}, {"key": Path("k")}, {"market": ["x@y:1"]}])
+def test_an_account_that_would_be_ignored_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match="--account names an account of a local market"):
+        find_access(account="customer", **options)  # type: ignore[arg-type]
+
+
 def test_no_running_market_says_how_to_start_one(home: MarketHome) -> None:
     with pytest.raises(ConfigurationError, match="iemas market up"):
         find_access(home=home.path)
@@ -355,3 +442,33 @@ def test_a_name_is_no_path() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(BadRequestError, match="empty"):
         require_prompt(" \n")
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("main_app", [app, daemon_app])
+def test_a_command_line_tells_its_version_and_helps(main_app: typer.Typer) -> None:
+    shown = CliRunner().invoke(main_app, ["--version"])
+    assert (shown.exit_code, shown.stdout) == (0, f"iemas {version('iemas')}\n")
+    assert "--version" in CliRunner().invoke(main_app, ["-h"]).stdout
+
+
+@pytest.mark.parametrize("command", [["transfer"], ["market", "up"], ["vote", "parameter"]])
+def test_every_command_helps(command: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*command, "-h"])
+    assert shown.exit_code == 0
+    assert "Usage" in shown.stdout
+
+
+def test_ids_stay_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(width=60, record=True, file=io.StringIO())
+    monkeypatch.setattr(common, "console", narrow)
+    one = "ab" * 32
+    validator = Validator(one, 10**8, "live", is_jailed=False, jailed_until_ms=None, height=7)
+    common.print_wide(render_validators([validator], str))
+    text = narrow.export_text()
+    assert f"100.000000   100.0%   live   {one}" in text
+    recorded = RecordedTransaction(one, 7, 0, one, 3, Unstake(5), "ok", "x" * 100)
+    common.print_wide(render_recorded(recorded, str))
+    assert narrow.export_text().count(f" {one} ") == 3
