@@ -209,8 +209,8 @@ class MarketHome:
         """
         plan.validate()
         if self.exists:
-            genesis, _, _ = load_genesis(self.genesis_file)
-            self._check(genesis, plan, model)
+            genesis = self.check_plan(plan)
+            self._check_model(genesis, plan, model)
             return genesis
         self._check_genesis_is_there()
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -244,22 +244,22 @@ class MarketHome:
             params=params,
         )
 
-    def _check(self, genesis: Genesis, plan: MarketPlan, model: str) -> None:
-        """Refuse to run a market as another one than it was created as."""
-        fix = "take another --name or --home, or delete it with `iemas market down --delete`"
-        if genesis.model != model:
-            raise ConfigurationError(
-                f"the market in {self.path} sells {genesis.model!r}, the backends serve {model!r}: "
-                f"{fix}",
-                model=model,
-            )
+    def check_plan(self, plan: MarketPlan) -> Genesis:
+        """Refuse to run a market with other nodes than it was created with, or without their keys.
+
+        Raises: ConfigurationError naming what differs and what to do.
+        """
+        genesis, _, _ = load_genesis(self.genesis_file)
         missing = [name for name in plan.names if not self.get_node_key(name).exists()]
         keys = [path.stem for path in self.get_node_key("").parent.glob("*.pem")]
         others = [name for name in keys if re.fullmatch(_NODE, name) and name not in plan.names]
         if len(genesis.validators) != len(plan.names) or (missing and others):
+            accounts = {account.account for account in genesis.accounts}
+            sellers = sum(validator.node_id in accounts for validator in genesis.validators)
             raise ConfigurationError(
                 f"the market in {self.path} was created with other nodes than "
-                f"{', '.join(plan.names)}: {fix}"
+                f"{', '.join(plan.names)}: say --nodes {sellers} --validators "
+                f"{len(genesis.validators)}, or take another --name or --home"
             )
         for name in missing:
             raise self.describe_lost_key(self.get_node_key(name))
@@ -272,6 +272,17 @@ class MarketHome:
         for name in plan.accounts:
             if not self.get_account_key(name).exists():
                 raise self.describe_lost_key(self.get_account_key(name))
+        return genesis
+
+    def _check_model(self, genesis: Genesis, plan: MarketPlan, model: str) -> None:
+        """Refuse to run a market as another one than it was created as."""
+        fix = "take another --name or --home, or delete it with `iemas market down --delete`"
+        if genesis.model != model:
+            raise ConfigurationError(
+                f"the market in {self.path} sells {genesis.model!r}, the backends serve {model!r}: "
+                f"{fix}",
+                model=model,
+            )
         if plan.params and genesis.params != parse_params(plan.params):
             raise ConfigurationError(
                 f"the parameters of the market in {self.path} were fixed when it was created: {fix}"
@@ -281,8 +292,8 @@ class MarketHome:
     def describe_lost_key(path: Path) -> ConfigurationError:
         """Say that a key of this market is gone: no new one can stand in for it."""
         return ConfigurationError(
-            f"the key file {path} is missing, and its node or account cannot act without it: "
-            "restore the file from a copy; what it owns is lost only with it",
+            f"the key file {path} is missing: restore it from a copy, as no other key can act for "
+            "its node or account; without a copy, take another --name or --home for a new market",
             path=path,
         )
 

@@ -127,6 +127,8 @@ class LocalMarket:
 
     async def _start(self, plan: MarketPlan, progress: Progress) -> None:
         _check_ports(plan)
+        if self.home.exists:  # before the servers, which may take a minute
+            self.home.check_plan(plan)
         self._started_at_ms = time.time_ns() // 1_000_000
         self.backends = await self._servers.start(progress)
         model = await find_model(self.backends, plan.model)
