@@ -11,6 +11,7 @@ from pathlib import Path
 
 from iemas.core.errors import ConfigurationError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 ELSEWHERE = "choose another place"
 
 
@@ -27,8 +28,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
-    except OSError:
+    except OSError as error:
         Path(name).unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
         raise
     sync_directory(path.parent)
 
@@ -38,12 +40,12 @@ def naming_os_errors(elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """Make what the system says of a file a ConfigurationError that names it and the fix.
 
     `elsewhere` says how to choose another file or folder. An OSError that names no file, as those
-    of sockets do not, passes through.
+    of sockets do not, passes through, but for a full disk.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
         raise explain_os_error(error, elsewhere) from error
 
@@ -52,8 +54,8 @@ def explain_os_error(
     error: OSError, elsewhere: str = ELSEWHERE, *, path: str | Path | None = None
 ) -> ConfigurationError:
     """Say which file the system refused, why, and what to do."""
-    place = path or os.fsdecode(error.filename or "a file")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    place = path or os.fsdecode(error.filename or "the disk")
+    if error.errno in _FULL:
         fix = "free space on its disk"
     elif error.errno in (errno.EACCES, errno.EPERM):
         fix = f"let this user (uid {os.geteuid()}) read and write it, or {elsewhere}"

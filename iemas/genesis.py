@@ -49,14 +49,20 @@ def save_genesis(genesis: Genesis, path: str | Path) -> bytes:
     data = encode_genesis(genesis)
     try:
         with Path(path).open("xb") as file:
-            file.write(data)
+            try:
+                file.write(data)
+                file.flush()
+            except OSError:
+                Path(path).unlink(missing_ok=True)  # a part of it would be taken for the whole
+                raise
     except FileExistsError as error:
         raise ConfigurationError(
             f"the genesis file {path} exists; another genesis is another chain: choose a new path"
         ) from error
     except OSError as error:
         raise ConfigurationError(
-            f"the genesis file {path} cannot be written ({error.strerror}); choose another path"
+            f"the genesis file {path} cannot be written ({error.strerror}); free space on its "
+            "disk, or choose another path"
         ) from error
     return data
 

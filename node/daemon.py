@@ -100,11 +100,18 @@ async def run_node(settings: NodeSettings) -> None:
         core = _make_core(parts)
         _restore(core, parts.storage)
         driver = Driver(core, parts.storage)
+        driver.fatal.add_done_callback(_note_seen)
         stack.callback(driver.stop)
         backend = parts.selling.backend
         watch = CacheWatch(driver, backend) if backend is not None else None
         await _listen(parts, driver, watch, stack)
         await _run(parts, driver, watch, stack)
+
+
+def _note_seen(fatal: asyncio.Future[None]) -> None:
+    """Keep asyncio from printing why the node stops, where another error ends it first."""
+    if not fatal.cancelled():
+        fatal.exception()
 
 
 async def _let_calls_end() -> None:
@@ -360,9 +367,7 @@ async def _wait(stop: asyncio.Event) -> None:
 
 def _write_ready_file(path: Path, address: str) -> None:
     """Tell whoever started this process that it serves, and where."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps({"address": address, "pid": os.getpid()}))
-    partial.rename(path)
+    write_atomically(path, json.dumps({"address": address, "pid": os.getpid()}).encode())
 
 
 async def _watch_health(driver: Driver, backend: Backend) -> None:

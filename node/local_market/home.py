@@ -38,7 +38,7 @@ _FILES = re.compile(
     r"|trusted/([0-9a-f]{64}|\.[0-9a-f]{32}-\w+)"
     r"|tokenizer/(tokenizer|tokenizer_config)\.json|tokenizer/chat_template\.jinja"
     rf"|{_NODE}/(node\.(log|db(-wal|-shm|-journal|\.lock)?)|ready\.(json|tmp))"
-    rf"|{_NODE}/(genesis\.json|\.genesis\.json-\w+)"
+    rf"|{_NODE}/(genesis\.json|\.(genesis|ready)\.json-\w+)"
     rf"|{_NODE}\.(toml|address|public)"
 )
 """All that a market, or what `node.local_market.compose` prepares, writes into its folder."""

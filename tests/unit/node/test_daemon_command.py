@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from iemas.core.errors import BackendError, ConfigurationError
+from iemas.files import naming_os_errors, write_atomically
 from iemas.keystore import generate_key
 from iemas.tls import parse_address
 from iemas.v1 import market_service_pb2
@@ -162,6 +163,27 @@ def test_status_shows_what_the_node_answered() -> None:
     text = console.export_text()
     assert "5.000000 credits" in text
     assert "StaleReportError 2" in text
+
+
+def test_a_full_disk_is_named_also_where_the_system_names_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    path = tmp_path / "ready.json"
+    with (
+        pytest.raises(ConfigurationError, match=f"cannot use {path} .*: free space"),
+        naming_os_errors(),
+    ):
+        write_atomically(path, b"x")
+    with (
+        pytest.raises(ConfigurationError, match=r"cannot use the disk .*: free space"),
+        naming_os_errors(),
+    ):
+        fail(0)
+    assert list(tmp_path.iterdir()) == []
 
 
 STOP_WITH_CALLS = """
