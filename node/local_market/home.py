@@ -255,7 +255,7 @@ class MarketHome:
         others = [name for name in keys if re.fullmatch(_NODE, name) and name not in plan.names]
         if len(genesis.validators) != len(plan.names) or (missing and others):
             accounts = {account.account for account in genesis.accounts}
-            sellers = sum(validator.node_id in accounts for validator in genesis.validators)
+            sellers = sum(AccountId(one.node_id) in accounts for one in genesis.validators)
             raise ConfigurationError(
                 f"the market in {self.path} was created with other nodes than "
                 f"{', '.join(plan.names)}: say --nodes {sellers} --validators "
