@@ -21,7 +21,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     Whoever reads it, also after a crash, sees the old bytes or the new ones. Raises: OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}-")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}-")
+    except OSError as error:
+        error.filename = str(path)  # the one that the caller knows
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
