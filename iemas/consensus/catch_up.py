@@ -65,10 +65,6 @@ class CatchUp:
         self._requested_at_ms = now_ms
         return True
 
-    def is_behind(self, own_height: int) -> bool:
-        """Tell whether a peer claims a block that is not here."""
-        return any(height > own_height for height in self._claims.values())
-
     def forget_claim(self, peer: NodeId) -> None:
         """Believe no more that a peer has what it claims, until it answers or claims again."""
         self._claims.pop(peer, None)

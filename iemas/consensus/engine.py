@@ -15,8 +15,7 @@ Source: docs/spec/engine.md; design §7.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
 
 from iemas.consensus.answers import Request, answer_request, show_statements
 from iemas.consensus.catch_up import CatchUp
@@ -64,7 +63,7 @@ from iemas.core.errors import (
 from iemas.core.params import Genesis
 from iemas.core.ready import Event, Fault, Ready, Record, RecordKind, Send
 from iemas.core.types import AccountId, Hash, NodeId, short_id
-from iemas.ledger.application import LedgerApplication
+from iemas.ledger.application import MAX_TRANSACTION_BYTES, LedgerApplication
 from iemas.ledger.state import LedgerState
 from iemas.ledger.transaction import ResultCode, Transaction
 
@@ -319,8 +318,8 @@ class TendermintEngine:
             if dropped.reason == ResultCode.ALREADY_DONE.name:
                 return self._show_last_block(sender)
             ready = _refuse(dropped)
-            if sender is not None and dropped.reason in _NEVER_PASSED_ON:
-                error = _NEVER_PASSED_ON[dropped.reason](f"the transaction is {dropped.reason}")
+            error = _find_fault(dropped)
+            if sender is not None and error is not None:
                 ready += _refuse_of(sender, error)
             return ready
         if not is_origin:
@@ -684,12 +683,6 @@ class TendermintEngine:
         return ready + Ready(send=(Send(sender, BlocksRequest(self.height + 1)),))
 
 
-_NEVER_PASSED_ON: Final[Mapping[str, type[InvalidInputError]]] = {
-    ResultCode.WRONG_SIGNER.name: InvalidSignatureError,
-    ResultCode.INVALID_ENTRY.name: OversizedMessageError,
-}
-"""What every node finds out before it sends a transaction on, whatever its state."""
-
 RESEND_CHECK_MS = 250
 """How often the mempool is looked through for what to send again."""
 
@@ -719,6 +712,15 @@ def _is_due(last_ms: dict[NodeId, int], peer: NodeId, now_ms: int, interval_ms: 
         return False
     last_ms[peer] = now_ms
     return True
+
+
+def _find_fault(dropped: Dropped) -> InvalidInputError | None:
+    """Give what every node finds out before it sends a transaction on, whatever its state."""
+    if dropped.reason == ResultCode.WRONG_SIGNER.name:
+        return InvalidSignatureError("the transaction is not signed by its account")
+    if len(dropped.transaction.envelope.payload) > MAX_TRANSACTION_BYTES:
+        return OversizedMessageError(f"a transaction has at most {MAX_TRANSACTION_BYTES} bytes")
+    return None
 
 
 def _refuse(dropped: Dropped) -> Ready:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iemas.core.encoding import compute_hash
+from iemas.core.report import MAX_TEXT_BYTES
 from iemas.core.types import (
     MICROS_PER_CREDIT,
     PPM,
@@ -185,6 +186,9 @@ class Genesis:
 
     def __post_init__(self) -> None:
         require(bool(self.name and self.hub and self.model), "name, hub and model must be set")
+        for what in ("hub", "model"):  # every node's report repeats them
+            size = len(getattr(self, what).encode())
+            require(size <= MAX_TEXT_BYTES, f"{what} is over {MAX_TEXT_BYTES} bytes")
         require(len(self.validators) > 0, "a market needs at least one validator")
         ids = [validator.node_id for validator in self.validators]
         require(len(set(ids)) == len(ids), "a validator is named twice")

@@ -67,15 +67,15 @@ def test_who_has_more_is_asked_again_at_once(catch_up: CatchUp) -> None:
 def test_a_claim_that_leads_nowhere_is_forgotten(catch_up: CatchUp) -> None:
     catch_up.note_claim(B, 10**9, own_height=3, now_ms=START_MS)
     assert not catch_up.note_answer(B, 10**9, own_height=3, advanced=False, now_ms=START_MS)
-    assert not catch_up.is_behind(3)
+    assert not catch_up.list_claimants(4, [B])
 
 
 def test_a_claim_is_forgotten_when_its_peer_is_asked(catch_up: CatchUp) -> None:
     catch_up.note_claim(B, 10**9, own_height=3, now_ms=START_MS)
     assert choose(catch_up, GRACE_MS) == B
-    assert not catch_up.is_behind(3)
+    assert not catch_up.list_claimants(4, [B])
     assert catch_up.note_answer(B, 10**9, own_height=3, advanced=True, now_ms=START_MS)
-    assert catch_up.is_behind(3)
+    assert catch_up.list_claimants(4, [B])
 
 
 def test_who_does_not_answer_has_others_asked_until_one_does(catch_up: CatchUp) -> None:

@@ -23,6 +23,7 @@ from iemas.consensus.messages import (
     VoteNotice,
 )
 from iemas.consensus.voting import NO_ROUND, Proposal
+from iemas.core.auction import Ask
 from iemas.core.envelope import Signed
 from iemas.core.errors import (
     ConfigurationError,
@@ -30,13 +31,23 @@ from iemas.core.errors import (
     InvalidBlockError,
     InvalidSignatureError,
     MalformedMessageError,
+    OversizedMessageError,
     RemoteProtocolError,
 )
 from iemas.core.params import MarketParams
 from iemas.core.ready import RecordKind
+from iemas.core.types import HubId, Prices
 from iemas.core.vote import Vote, VoteKind
 from iemas.ledger.header import Block
-from iemas.ledger.transaction import FundEscrow, ResultCode, Stake, TransferFunds, Unstake
+from iemas.ledger.transaction import (
+    FundEscrow,
+    PostAsk,
+    ResultCode,
+    Stake,
+    Transaction,
+    TransferFunds,
+    Unstake,
+)
 from iemas.testing.chain import make_genesis
 from tests.cluster import FOUR, OBSERVER, Cluster, Replica
 
@@ -142,6 +153,28 @@ def test_a_transaction_after_a_pause_does_not_wait(cluster: Cluster) -> None:
     transaction = cluster.submit("node-1")
     cluster.run(40)
     assert cluster.is_applied(transaction)
+
+
+def give(cluster: Cluster, transaction: Signed[Transaction]) -> list[type[Exception]]:
+    """Let a peer give node-1 a transaction; list what the peer is blamed for."""
+    message, sender = SubmitTransaction(transaction), cluster["node-2"].node_id
+    ready = cluster["node-1"].engine.step(message, sender=sender, now_ms=cluster.clock.now_ms)
+    return [type(fault.error) for fault in ready.faults]
+
+
+def test_who_gives_a_transaction_that_a_replica_that_lags_cannot_take_is_not_blamed(
+    cluster: Cluster,
+) -> None:
+    """Where its account is known already, this first ask is refused in a block only."""
+    ask = Ask(cluster.chain.hub, Prices(1, 1, 10**9))
+    assert give(cluster, cluster.chain.make_transaction("stranger", PostAsk(ask))) == []
+
+
+def test_who_gives_what_no_node_passes_on_is_blamed(cluster: Cluster) -> None:
+    forged = forge(cluster.make_funding())
+    assert give(cluster, forged) == [InvalidSignatureError]
+    large = cluster.chain.make_transaction("alice", FundEscrow(HubId("x" * 3_000_000), 1))
+    assert give(cluster, large) == [OversizedMessageError]
 
 
 def test_votes_of_one_validator_alone_do_not_flood_the_chain(cluster: Cluster) -> None:
@@ -714,7 +747,7 @@ def test_another_state_root_stops_the_node(cluster: Cluster, ahead: CommittedBlo
 def test_a_peer_that_claims_blocks_but_has_none_is_not_asked_for_ever(cluster: Cluster) -> None:
     observer = cluster[OBSERVER]
     observer.step(BlocksResponse((), 10**9), cluster["node-1"].node_id)
-    assert not observer.engine._catch_up.is_behind(1)
+    assert not observer.engine._catch_up._claims
 
 
 # --- who votes -----------------------------------------------------------------------------------
