@@ -103,6 +103,7 @@ def test_a_list_is_no_genesis() -> None:
         (lambda c: c.pop("hub"), "hub is missing"),
         (lambda c: c.update(hubb="x"), "hubb is no key of a genesis; did you mean hub?"),
         (lambda c: c["params"].update(zzz=1), "params.zzz is no key of a genesis; remove it"),
+        (lambda c: c.update(hub="é" * 129), "hub is over 256 bytes"),
         (lambda c: c.update(time_ms="soon"), 'time_ms must be an integer, not "soon"'),
         (lambda c: c.update(time_ms=1.5), "time_ms must be an integer, not 1.5"),
         (lambda c: c["params"].update(term_ms=True), "params.term_ms must be an integer"),
