@@ -14,7 +14,12 @@ import grpc
 import structlog
 
 from iemas import wire
-from iemas.core.errors import ConfigurationError, IemasError, InvalidSignatureError
+from iemas.core.errors import (
+    ConfigurationError,
+    IemasError,
+    InvalidSignatureError,
+    StaleReportError,
+)
 from iemas.core.gossip import ReportPush, SignedReport
 from iemas.genesis import describe_other_chain, load_genesis
 from iemas.rpc_errors import from_rpc_error
@@ -28,6 +33,11 @@ FETCH_TIMEOUT_S = 10.0
 RETRY_S = 1.0
 CHECK_S = 5.0
 REPEAT_S = 60.0
+
+NEWER_PROCESS = (
+    "the market holds a later report of this node: another process runs with the same key, so stop "
+    "one of them; or this machine's clock was set back, then it passes"
+)
 
 
 async def fetch_genesis(bootstrap: Sequence[str]) -> bytes:
@@ -91,6 +101,9 @@ async def _tell_failure(
     if last is not None and last.reason == str(error) and now < last.at + REPEAT_S:
         return
     told[address] = _Told(str(error), now)
+    if isinstance(error, StaleReportError):
+        _log.warning("newer_process_known", bootstrap=str(address), reason=NEWER_PROCESS)
+        return
     other = await _ask_chain(address) if isinstance(error, InvalidSignatureError) else None
     if other in (None, chain_id):
         _log.info("join_failed", bootstrap=str(address), reason=str(error))

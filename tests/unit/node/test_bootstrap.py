@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from iemas.core.errors import APIConnectionError, IemasError, InvalidSignatureError
+from iemas.core.errors import (
+    APIConnectionError,
+    IemasError,
+    InvalidSignatureError,
+    StaleReportError,
+)
 from iemas.genesis import encode_genesis
 from iemas.testing.chain import make_genesis, make_identity
 from iemas.tls import Address
@@ -66,6 +71,12 @@ def test_a_market_of_another_genesis_is_called_that_once(monkeypatch: pytest.Mon
     (told,) = run(Failing(REFUSED, OTHER_GENESIS), monkeypatch)
     assert (told["event"], told["log_level"]) == ("bootstrap_of_other_chain", "warning")
     assert f"this genesis file is of chain {OWN}, the nodes run chain {OTHER}" in told["reason"]
+
+
+def test_a_second_process_with_the_same_key_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    (told,) = run(Failing(StaleReportError(), GENESIS), monkeypatch)
+    assert (told["event"], told["log_level"]) == ("newer_process_known", "warning")
+    assert "another process runs with the same key" in told["reason"]
 
 
 @pytest.mark.parametrize(
