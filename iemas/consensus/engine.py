@@ -393,9 +393,9 @@ class TendermintEngine:
         self._recall.note_signed(_list_statements(messages))
         ready += self._tell_validators(messages)
         if participant.evidence != self._accused:
-            new = set(participant.evidence) - set(self._accused)
+            new = [double for double in participant.evidence if double not in self._accused]
             self._accused = participant.evidence
-            self._evidence += sorted(new, key=lambda double: double.first.signer_id)
+            self._evidence += new
             for double in new:
                 fields = {"validator": short_id(double.first.signer_id), "height": self.height + 1}
                 ready += Ready(events=(Event("double_vote_seen", fields),))

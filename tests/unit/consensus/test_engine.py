@@ -36,7 +36,7 @@ from iemas.core.errors import (
 )
 from iemas.core.params import MarketParams
 from iemas.core.ready import RecordKind
-from iemas.core.types import HubId, Prices
+from iemas.core.types import HubId, Prices, short_id
 from iemas.core.vote import Vote, VoteKind
 from iemas.ledger.header import Block
 from iemas.ledger.transaction import (
@@ -457,6 +457,18 @@ def test_a_double_vote_is_given_out_as_evidence_once(cluster: Cluster) -> None:
     assert {double.first, double.second} == set(votes)
     assert replica.engine.take_evidence() == ()
     assert [e.name for e in replica.events].count("double_vote_seen") == 1
+
+
+def test_double_votes_seen_at_once_are_told_in_the_order_of_ids(cluster: Cluster) -> None:
+    """Whatever order Python's hashes give: two processes have one history."""
+    liars = ("node-2", "node-3", "node-4")
+    votes = [
+        cluster.chain.make_vote(name, 2, value) for value in (None, bytes(32)) for name in liars
+    ]
+    replica = cluster["node-1"]
+    replica.step(VoteNotice(tuple(votes)), cluster["node-2"].node_id)
+    told = [e.fields["validator"] for e in replica.events if e.name == "double_vote_seen"]
+    assert told == [short_id(node) for node in sorted(map(cluster.chain.get_node, liars))]
 
 
 def test_what_validators_that_are_a_block_ahead_say_is_kept(cluster: Cluster) -> None:
